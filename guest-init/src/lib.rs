@@ -1,0 +1,1 @@
+//! lazyroot in the guest: the data plane and the init.

@@ -1,0 +1,9 @@
+//! The host's side of lazyroot: the store, the object server, virtual machines and the command line.
+//!
+//! Arrows run one way: `cli -> vm -> serve -> store`; all may use `home`.
+
+pub mod cli;
+pub mod home;
+pub mod serve;
+pub mod store;
+pub mod vm;

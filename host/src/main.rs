@@ -1,0 +1,5 @@
+//! The `lazyroot` program.
+
+fn main() -> std::process::ExitCode {
+    lazyroot::cli::main()
+}

@@ -1,0 +1,1 @@
+//! The object server: sessions with guests over any transport.

@@ -1,0 +1,50 @@
+//! The seam between the object server and wherever objects come from.
+
+use std::sync::Arc;
+
+use lazyroot_proto::ObjectId;
+
+/// Why an object could not be read. Its text names the object and, where there is one, the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// The object is not here.
+    #[error("object {0} is not in the store")]
+    NotFound(ObjectId),
+    /// The object ends before the range does: it was truncated, or the caller's size is wrong.
+    #[error("object {id} has no bytes {offset}..{end}: it is damaged; import the image again")]
+    Short {
+        /// Which object.
+        id: ObjectId,
+        /// Start of the range in bytes.
+        offset: u64,
+        /// End of the range in bytes.
+        end: u64,
+    },
+    /// The content does not hash to the id.
+    #[error("object {0} is damaged: its content does not match its digest; import the image again")]
+    Corrupt(ObjectId),
+    /// The system said no.
+    #[error("cannot read object {id}: {error}")]
+    Io {
+        /// Which object.
+        id: ObjectId,
+        /// The system's error.
+        error: std::io::Error,
+    },
+}
+
+/// Somewhere objects come from. Calls may block; the server keeps them off the threads that must not.
+pub trait ObjectSource: Send + Sync {
+    /// Fills `buf` with the object's bytes from `offset` on: all of `buf`, or an error. The content is not
+    /// verified here: the guest does that with the digests it trusts.
+    fn read(&self, id: &ObjectId, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError>;
+
+    /// Like [`ObjectSource::read`] if that needs no waiting (the bytes are in memory); `false`, with `buf` in an
+    /// unknown state, if it might wait or fail.
+    fn read_cached(&self, _id: &ObjectId, _offset: u64, _buf: &mut [u8]) -> bool {
+        false
+    }
+
+    /// The object's Merkle leaves ([`lazyroot_proto::verity`]), computed once per object and kept.
+    fn leaves(&self, id: &ObjectId) -> Result<Arc<[u8]>, ObjectError>;
+}

@@ -1,0 +1,1 @@
+//! Virtual machines: kernels, the initramfs, hypervisors, and the life of a running VM.

@@ -1,0 +1,152 @@
+//! The object index of an image: every object its manifest names, with its size, in manifest order.
+//!
+//! The host computes it once per image and keeps it beside the repository; the guest receives it with the
+//! manifest, checks it against the digest on its kernel command line, and answers every size from it. Layout,
+//! little-endian: magic `LZRTIDX1`, u8 algorithm, 3 zero bytes, u32 count, then per object the digest (32 or
+//! 64 bytes) and its size as u64.
+
+use std::collections::HashMap;
+
+use crate::{Algorithm, ObjectId, verity};
+
+const MAGIC: &[u8; 8] = b"LZRTIDX1";
+const HEADER: usize = 16;
+
+/// The objects of one image. Positions are manifest order: the order in which a walk of the manifest first
+/// meets each object (directories in name order), so that neighbours in a tree are neighbours here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectIndex {
+    algorithm: Algorithm,
+    entries: Vec<(ObjectId, u64)>,
+    positions: HashMap<ObjectId, u32>,
+}
+
+/// Why bytes are no object index.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum IndexError {
+    /// Wrong magic, algorithm or length.
+    #[error("the object index is damaged or of another version of lazyroot")]
+    Malformed,
+    /// The same object is listed twice.
+    #[error("the object index lists {0} twice")]
+    Duplicate(ObjectId),
+}
+
+impl ObjectIndex {
+    /// An index of `objects` (id, size in bytes) in manifest order.
+    ///
+    /// # Errors
+    /// If an object is listed twice or has another algorithm than `algorithm`.
+    pub fn new(algorithm: Algorithm, entries: Vec<(ObjectId, u64)>) -> Result<Self, IndexError> {
+        let mut positions = HashMap::with_capacity(entries.len());
+        for (position, (id, _)) in entries.iter().enumerate() {
+            if id.algorithm() != algorithm {
+                return Err(IndexError::Malformed);
+            }
+            let position = u32::try_from(position).map_err(|_| IndexError::Malformed)?;
+            if positions.insert(*id, position).is_some() {
+                return Err(IndexError::Duplicate(*id));
+            }
+        }
+        Ok(Self { algorithm, entries, positions })
+    }
+
+    /// The index's bytes, the same for the same image everywhere.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let entry = self.algorithm.digest_len() + 8;
+        let mut bytes = Vec::with_capacity(HEADER + self.entries.len() * entry);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&[self.algorithm.number(), 0, 0, 0]);
+        bytes.extend_from_slice(&(self.entries.len() as u32).to_le_bytes());
+        for (id, size) in &self.entries {
+            bytes.extend_from_slice(id.as_bytes());
+            bytes.extend_from_slice(&size.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Reads what [`ObjectIndex::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// If the bytes are not exactly such an index.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, IndexError> {
+        let (header, body) = bytes.split_at_checked(HEADER).ok_or(IndexError::Malformed)?;
+        let algorithm = Algorithm::from_number(header[8]).ok_or(IndexError::Malformed)?;
+        let count = u32::from_le_bytes(header[12..16].try_into().expect("4 bytes")) as usize;
+        let digest_len = algorithm.digest_len();
+        let well_formed =
+            &header[..8] == MAGIC && header[9..12] == [0; 3] && count.checked_mul(digest_len + 8) == Some(body.len());
+        if !well_formed {
+            return Err(IndexError::Malformed);
+        }
+        let entries = body
+            .chunks_exact(digest_len + 8)
+            .map(|entry| {
+                let (digest, size) = entry.split_at(digest_len);
+                let id = ObjectId::new(algorithm, digest).expect("the digest's length was chosen to fit");
+                (id, u64::from_le_bytes(size.try_into().expect("8 bytes")))
+            })
+            .collect();
+        Self::new(algorithm, entries)
+    }
+
+    /// The digest that names this index on the kernel command line: fs-verity over [`ObjectIndex::to_bytes`].
+    pub fn id(&self) -> ObjectId {
+        verity::digest(self.algorithm, &self.to_bytes())
+    }
+
+    /// The image's hash.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Where `id` stands in manifest order, if the image has it.
+    pub fn position(&self, id: &ObjectId) -> Option<u32> {
+        self.positions.get(id).copied()
+    }
+
+    /// The object at `position`: its id and its size in bytes.
+    pub fn get(&self, position: u32) -> Option<(ObjectId, u64)> {
+        self.entries.get(position as usize).copied()
+    }
+
+    /// Every object with its size in bytes, in manifest order.
+    pub fn entries(&self) -> &[(ObjectId, u64)] {
+        &self.entries
+    }
+
+    /// The sizes of all objects together, in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.entries.iter().map(|(_, size)| size).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> ObjectIndex {
+        let entries = (0..5u8).map(|i| (verity::digest(Algorithm::Sha256, &[i]), u64::from(i) * 7)).collect();
+        ObjectIndex::new(Algorithm::Sha256, entries).unwrap()
+    }
+
+    #[test]
+    fn bytes_round_trip_and_keep_the_order() {
+        let index = sample();
+        assert_eq!(ObjectIndex::from_bytes(&index.to_bytes()).unwrap(), index);
+        assert_eq!(index.position(&index.get(3).unwrap().0), Some(3));
+    }
+
+    #[test]
+    fn cut_extended_or_changed_bytes_are_refused() {
+        let bytes = sample().to_bytes();
+        for cut in [0, 7, 15, 16, bytes.len() - 1] {
+            assert_eq!(ObjectIndex::from_bytes(&bytes[..cut]), Err(IndexError::Malformed), "cut at {cut}");
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(ObjectIndex::from_bytes(&longer), Err(IndexError::Malformed));
+        let mut twice = bytes;
+        twice.copy_within(16..56, 56);
+        assert!(matches!(ObjectIndex::from_bytes(&twice), Err(IndexError::Duplicate(_))));
+    }
+}

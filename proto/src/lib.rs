@@ -1,0 +1,13 @@
+//! What both ends of lazyroot agree on: object ids, fs-verity trees, the object index and the frames
+//! on the wire. No I/O and no async here: every function maps bytes to values or values to bytes, so
+//! the host, the guest and a fuzzer use the very same code.
+//!
+//! The byte-by-byte reference is `docs/src/reference/protocol.md`.
+
+pub mod exec;
+pub mod frame;
+pub mod id;
+pub mod index;
+pub mod verity;
+
+pub use id::{Algorithm, ObjectId};

@@ -1,0 +1,207 @@
+//! fs-verity digests and Merkle trees: 4 KiB blocks, no salt, SHA-256 or SHA-512, as composefs uses them.
+//!
+//! The format is the kernel's (`Documentation/filesystems/fsverity.rst`). An object's digest is the hash of
+//! a 256-byte descriptor that holds its size and the root of a Merkle tree over its 4 KiB blocks. *Leaves*
+//! here are the concatenated hashes of those blocks (the tree's lowest level): they are all that is needed
+//! to check any block, and the levels above follow from them.
+
+use ring::digest::{SHA256, SHA512};
+
+use crate::{Algorithm, ObjectId};
+
+/// The Merkle tree's block size in bytes; the last block of an object is hashed zero-padded to it.
+pub const BLOCK: usize = 4096;
+
+/// The hash of `data` under `algorithm`, without fs-verity's structure around it.
+fn hash(algorithm: Algorithm, data: &[u8]) -> ring::digest::Digest {
+    let algorithm = match algorithm {
+        Algorithm::Sha256 => &SHA256,
+        Algorithm::Sha512 => &SHA512,
+    };
+    ring::digest::digest(algorithm, data)
+}
+
+/// Appends the hash of every 4 KiB block of `data` to `leaves`; a last partial block counts as zero-padded.
+fn hash_blocks(algorithm: Algorithm, data: &[u8], leaves: &mut Vec<u8>) {
+    for block in data.chunks(BLOCK) {
+        if block.len() == BLOCK {
+            leaves.extend_from_slice(hash(algorithm, block).as_ref());
+        } else {
+            let mut padded = [0; BLOCK];
+            padded[..block.len()].copy_from_slice(block);
+            leaves.extend_from_slice(hash(algorithm, &padded).as_ref());
+        }
+    }
+}
+
+/// The leaves of `data`: one digest per 4 KiB block, in order. Empty for no data.
+pub fn leaves(algorithm: Algorithm, data: &[u8]) -> Vec<u8> {
+    let mut leaves = Vec::with_capacity(leaves_len(algorithm, data.len() as u64) as usize);
+    hash_blocks(algorithm, data, &mut leaves);
+    leaves
+}
+
+/// How many bytes the leaves of an object of `size` bytes take.
+pub fn leaves_len(algorithm: Algorithm, size: u64) -> u64 {
+    size.div_ceil(BLOCK as u64) * algorithm.digest_len() as u64
+}
+
+/// The fs-verity digest of an object of `size` bytes with these `leaves`; `None` if their number does not fit the size.
+pub fn digest_of_leaves(algorithm: Algorithm, leaves: &[u8], size: u64) -> Option<ObjectId> {
+    if leaves.len() as u64 != leaves_len(algorithm, size) {
+        return None;
+    }
+    let digest_len = algorithm.digest_len();
+    // The kernel's rule: no data, a root of zeros; otherwise hash level upon level until one digest is left.
+    let mut root = [0; 64];
+    if !leaves.is_empty() {
+        let mut level = leaves.to_vec();
+        while level.len() > digest_len {
+            let mut above = Vec::with_capacity(level.len().div_ceil(BLOCK) * digest_len);
+            hash_blocks(algorithm, &level, &mut above);
+            level = above;
+        }
+        root[..digest_len].copy_from_slice(&level);
+    }
+    // struct fsverity_descriptor: version, hash algorithm, log2 of the block size, salt size, 4 reserved
+    // bytes, data size, root hash (64), salt (32), reserved (144).
+    let mut descriptor = [0; 256];
+    descriptor[0] = 1;
+    descriptor[1] = algorithm.number();
+    descriptor[2] = BLOCK.ilog2() as u8;
+    descriptor[8..16].copy_from_slice(&size.to_le_bytes());
+    descriptor[16..80].copy_from_slice(&root);
+    ObjectId::new(algorithm, hash(algorithm, &descriptor).as_ref())
+}
+
+/// The fs-verity digest of `data`.
+pub fn digest(algorithm: Algorithm, data: &[u8]) -> ObjectId {
+    digest_of_leaves(algorithm, &leaves(algorithm, data), data.len() as u64)
+        .expect("leaves of the same data have the right length")
+}
+
+/// Whether `data`, read at byte `offset` of an object, matches the object's (already verified) `leaves`.
+///
+/// `offset` must be a multiple of [`BLOCK`], and `data` must end at a block boundary or at the object's end
+/// (the caller knows the object's size; a shorter read would hash differently and is refused here).
+pub fn range_matches(algorithm: Algorithm, leaves: &[u8], offset: u64, data: &[u8]) -> bool {
+    if !offset.is_multiple_of(BLOCK as u64) {
+        return false;
+    }
+    let digest_len = algorithm.digest_len();
+    let Some(first) = usize::try_from(offset / BLOCK as u64).ok().and_then(|block| block.checked_mul(digest_len))
+    else {
+        return false;
+    };
+    let mut expected = leaves.get(first..).unwrap_or_default().chunks_exact(digest_len);
+    let mut padded;
+    for block in data.chunks(BLOCK) {
+        let block = if block.len() == BLOCK {
+            block
+        } else {
+            padded = [0; BLOCK];
+            padded[..block.len()].copy_from_slice(block);
+            &padded
+        };
+        if expected.next() != Some(hash(algorithm, block).as_ref()) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Computes leaves from data that arrives in pieces of any length, as when an object is read from disk.
+pub struct LeafHasher {
+    algorithm: Algorithm,
+    leaves: Vec<u8>,
+    /// Bytes of a block that is not full yet; always shorter than [`BLOCK`] between calls.
+    partial: Vec<u8>,
+    size: u64,
+}
+
+impl LeafHasher {
+    /// A hasher that has seen no data.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self { algorithm, leaves: Vec::new(), partial: Vec::new(), size: 0 }
+    }
+
+    /// Adds the next bytes of the object.
+    pub fn update(&mut self, mut data: &[u8]) {
+        self.size += data.len() as u64;
+        if !self.partial.is_empty() {
+            let take = data.len().min(BLOCK - self.partial.len());
+            self.partial.extend_from_slice(&data[..take]);
+            data = &data[take..];
+            if self.partial.len() < BLOCK {
+                return;
+            }
+            hash_blocks(self.algorithm, &self.partial, &mut self.leaves);
+            self.partial.clear();
+        }
+        let whole = data.len() / BLOCK * BLOCK;
+        hash_blocks(self.algorithm, &data[..whole], &mut self.leaves);
+        self.partial.extend_from_slice(&data[whole..]);
+    }
+
+    /// The object's id and leaves.
+    pub fn finish(mut self) -> (ObjectId, Vec<u8>) {
+        hash_blocks(self.algorithm, &self.partial, &mut self.leaves);
+        let id = digest_of_leaves(self.algorithm, &self.leaves, self.size).expect("one leaf was made per block");
+        (id, self.leaves)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// `fsverity digest --hash-alg=ALG FILE` of fsverity-utils 1.5 on files of `i % 251` bytes of these sizes.
+    const VECTORS: &[(usize, &str, &str)] = include!("verity_vectors.rs");
+
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i % 251) as u8).collect()
+    }
+
+    #[test]
+    fn digests_are_those_of_fsverity_utils() {
+        for (len, sha256, sha512) in VECTORS {
+            let data = pattern(*len);
+            assert_eq!(digest(Algorithm::Sha256, &data).to_hex(), *sha256, "sha256 of {len} bytes");
+            assert_eq!(digest(Algorithm::Sha512, &data).to_hex(), *sha512, "sha512 of {len} bytes");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_hash_like_the_whole(len in 0usize..40_000, piece in 1usize..9000) {
+            let data = pattern(len);
+            let mut hasher = LeafHasher::new(Algorithm::Sha256);
+            data.chunks(piece).for_each(|piece| hasher.update(piece));
+            let (id, found) = hasher.finish();
+            prop_assert_eq!(id, digest(Algorithm::Sha256, &data));
+            prop_assert_eq!(found, leaves(Algorithm::Sha256, &data));
+        }
+
+        #[test]
+        fn a_range_verifies_and_a_changed_one_does_not(len in 1usize..60_000, block in 0usize..15, blocks in 1usize..8, flip in any::<prop::sample::Index>()) {
+            let mut data = pattern(len);
+            let known = leaves(Algorithm::Sha512, &data);
+            let start = (block * BLOCK).min((len - 1) / BLOCK * BLOCK);
+            let end = (start + blocks * BLOCK).min(len);
+            prop_assert!(range_matches(Algorithm::Sha512, &known, start as u64, &data[start..end]));
+            data[start + flip.index(end - start)] ^= 1;
+            prop_assert!(!range_matches(Algorithm::Sha512, &known, start as u64, &data[start..end]));
+        }
+    }
+
+    #[test]
+    fn ranges_beyond_the_leaves_and_unaligned_ones_are_refused() {
+        let data = pattern(3 * BLOCK);
+        let known = leaves(Algorithm::Sha256, &data);
+        assert!(!range_matches(Algorithm::Sha256, &known, 3 * BLOCK as u64, &data[..1]));
+        assert!(!range_matches(Algorithm::Sha256, &known, 1, &data[1..]));
+        assert!(!range_matches(Algorithm::Sha256, &known, u64::MAX / BLOCK as u64 * BLOCK as u64, &data[..1]));
+        assert_eq!(digest_of_leaves(Algorithm::Sha256, &known[1..], data.len() as u64), None);
+    }
+}
