@@ -102,7 +102,7 @@ impl ObjectId {
     pub fn from_object_path(dir: u8, name: &[u8]) -> Option<Self> {
         let mut digest = [0; 64];
         let len = name.len() / 2 + 1;
-        if name.len() % 2 != 0 || !matches!(len, 32 | 64) {
+        if !name.len().is_multiple_of(2) || !matches!(len, 32 | 64) {
             return None;
         }
         digest[0] = dir;

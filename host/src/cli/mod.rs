@@ -1,8 +1,69 @@
 //! The command line: one file per verb, which parses, calls and prints.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+use crate::home::Home;
+
+/// lazyroot's own errors exit with this status, so that they are told apart from a command's (as podman does).
+pub const EXIT_OWN_ERROR: u8 = 125;
+
+/// Boots virtual machines straight into container and bootc images that nobody unpacks.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    /// The composefs repository to use instead of the one in lazyroot's data folder
+    #[arg(long, global = true, value_name = "DIR", env = "LAZYROOT_STORE")]
+    store: Option<PathBuf>,
+    /// Say more on stderr; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {}
+
+/// How a listing is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns for people
+    #[default]
+    Table,
+    /// One JSON document for programs
+    Json,
+}
+
+/// What every verb gets.
+pub struct Context {
+    /// lazyroot's folders.
+    pub home: Home,
+    /// `--store`.
+    pub store: Option<PathBuf>,
+    /// How often `-v` was given.
+    pub verbose: u8,
+}
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = Cli::parse();
+    let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZYROOT_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lazyroot: {error:#}");
+            ExitCode::from(EXIT_OWN_ERROR)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let _context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
+    match cli.verb {}
 }
