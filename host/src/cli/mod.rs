@@ -1,5 +1,7 @@
 //! The command line: one file per verb, which parses, calls and prints.
 
+mod image;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -26,7 +28,11 @@ struct Cli {
 }
 
 #[derive(clap::Subcommand)]
-enum Verb {}
+enum Verb {
+    /// Brings images into the store and shows what is there
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+}
 
 /// How a listing is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -50,6 +56,8 @@ pub struct Context {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    crate::store::serve_if_storage_helper();
     let cli = Cli::parse();
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
     let filter = tracing_subscriber::EnvFilter::try_from_env("LAZYROOT_LOG").unwrap_or_else(|_| level.into());
@@ -64,6 +72,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    let _context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
-    match cli.verb {}
+    let context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
+    match cli.verb {
+        Verb::Image(command) => image::run(command, &context),
+    }
 }
