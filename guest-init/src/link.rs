@@ -168,10 +168,9 @@ impl Link {
         self.in_pieces(len, |offset, len| Request::Leaves { id, offset, len })
     }
 
-    /// Tells the host what happened here; `text` may be empty. Lost if the connection is.
-    pub fn event(&self, kind: EventKind, text: &str) {
-        let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let at = at.tv_sec as u64 * 1_000_000_000 + at.tv_nsec as u64;
+    /// Tells the host what happened here at `at` (nanoseconds since the kernel started); `text` may be empty.
+    /// Lost if the connection is.
+    pub fn event(&self, kind: EventKind, at: u64, text: &str) {
         let frame = Request::Event { kind, at, text: text.into() }.encode(0);
         // An event is worth no retry: what matters is told again, or seen by its effects.
         let _ = self.send(&frame);
@@ -245,7 +244,7 @@ impl Link {
             if let Some(reply) = self.take_reply(tag) {
                 return reply;
             }
-            match reader.as_mut().map(FrameReader::next) {
+            match reader.as_mut().map(FrameReader::read_frame) {
                 Some(Ok((header, payload))) => {
                     asked = false;
                     if let Some(reply) = self.dispatch(tag, header, payload) {
@@ -335,7 +334,7 @@ impl Link {
         write_capped(&*stream, &hello.encode(0)).map_err(unreachable)?;
         let mut reader = FrameReader::new(stream);
         // A hypervisor's proxy may accept for a server that is not there: only a welcome counts.
-        let (header, payload) = reader.next().map_err(unreachable)?;
+        let (header, payload) = reader.read_frame().map_err(unreachable)?;
         match FromHost::decode(header.kind, &payload) {
             Ok(FromHost::Welcome { manifest_size, index_size }) => {
                 Ok((reader, Sizes { manifest: manifest_size, index: index_size }))
@@ -386,6 +385,11 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
+    /// The stream, to write to.
+    pub fn stream(&self) -> Arc<File> {
+        self.stream.clone()
+    }
+
     /// A reader of `stream`, from its next byte on.
     pub fn new(stream: Arc<File>) -> Self {
         Self { stream, buffer: vec![0; BUFFER].into(), start: 0, end: 0 }
@@ -393,7 +397,7 @@ impl FrameReader {
 
     /// The next frame. A time-out before its first byte may be tried again; any other error is final for the
     /// stream, a time-out inside a frame included.
-    pub fn next(&mut self) -> io::Result<(Header, Vec<u8>)> {
+    pub fn read_frame(&mut self) -> io::Result<(Header, Vec<u8>)> {
         while self.end - self.start < HEADER {
             if let Err(error) = self.fill() {
                 let clean = self.start == self.end && is_timeout(&error);
@@ -487,7 +491,7 @@ mod tests {
         fn accept(&self) -> FrameReader {
             let (stream, _) = self.listener.accept().unwrap();
             let mut reader = FrameReader::new(Arc::new(File::from(OwnedFd::from(stream))));
-            let (header, payload) = reader.next().unwrap();
+            let (header, payload) = reader.read_frame().unwrap();
             assert!(matches!(Request::decode(header.kind, &payload), Ok(Request::Hello(_))));
             reply(&reader, 0, &FromHost::Welcome { manifest_size: 0, index_size: 0 });
             reader
@@ -505,7 +509,7 @@ mod tests {
         let address = server.address.clone();
         let host = thread::spawn(move || {
             let mut reader = server.accept();
-            let requests: Vec<_> = (0..CALLS).map(|_| reader.next().unwrap()).collect();
+            let requests: Vec<_> = (0..CALLS).map(|_| reader.read_frame().unwrap()).collect();
             for (header, payload) in requests.iter().rev() {
                 let Ok(Request::Read { offset, len, .. }) = Request::decode(header.kind, payload) else { panic!() };
                 reply(&reader, header.tag, &FromHost::Data(&vec![offset as u8; len as usize]));
@@ -529,10 +533,10 @@ mod tests {
         let address = server.address.clone();
         let host = thread::spawn(move || {
             let mut first = server.accept();
-            first.next().unwrap();
+            first.read_frame().unwrap();
             drop(first);
             let mut second = server.accept();
-            let (header, _) = second.next().unwrap();
+            let (header, _) = second.read_frame().unwrap();
             reply(&second, header.tag, &FromHost::Data(b"abcd"));
             second
         });
@@ -547,11 +551,11 @@ mod tests {
         let address = server.address.clone();
         let host = thread::spawn(move || {
             let mut reader = server.accept();
-            let (header, _) = reader.next().unwrap();
+            let (header, _) = reader.read_frame().unwrap();
             reply(&reader, header.tag, &FromHost::Data(b"abc"));
-            reader.next().unwrap();
+            reader.read_frame().unwrap();
             // Not answered: hold the connection until the guest has given up and gone.
-            let _ = reader.next();
+            let _ = reader.read_frame();
         });
         let link = Link::connect(address, id(0), Duration::from_millis(300)).unwrap();
         assert!(matches!(link.read(id(1), 0, 4), Err(LinkError::Length { wanted: 4, got: 3 })));
@@ -567,7 +571,7 @@ mod tests {
         let host = thread::spawn(move || {
             let (stream, _) = server.listener.accept().unwrap();
             let mut reader = FrameReader::new(Arc::new(File::from(OwnedFd::from(stream))));
-            reader.next().unwrap();
+            reader.read_frame().unwrap();
             reply(&reader, 0, &FromHost::Error { code: ErrorCode::Refused, message: "no such image".into() });
         });
         let refused = Link::connect(address, id(0), REQUEST_DEADLINE);

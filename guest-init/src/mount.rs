@@ -63,7 +63,7 @@ impl Mounted {
 /// # Errors
 /// If the metadata does not match `trust`, or the kernel lacks a feature (the error says which). Nothing stays
 /// mounted then.
-pub fn mount(link: Link, trust: Trust, target: &Path, workdir: &Path, upper: Upper) -> Result<Mounted> {
+pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper: Upper) -> Result<Mounted> {
     let (manifest, index) = metadata(&link, trust)?;
     let objects = Arc::new(Objects::new(link, index));
     // A ramfs of our own for the manifest and the layers' mount points. Unlike a tmpfs it can back an EROFS

@@ -11,6 +11,7 @@ use lazyroot_proto::frame::{EventKind, MAX_READ};
 use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{ObjectId, verity};
 
+use crate::clock::monotonic_now;
 use crate::link::{Link, LinkError};
 
 /// Objects up to this many bytes travel whole: 99 % of the objects of a Linux image, and at vsock's speed
@@ -42,7 +43,7 @@ pub enum ReadError {
 
 /// The objects of one image.
 pub struct Objects {
-    link: Link,
+    link: Arc<Link>,
     index: ObjectIndex,
     whole: Cache,
     leaves: Cache,
@@ -64,7 +65,7 @@ impl std::ops::Deref for Bytes {
 
 impl Objects {
     /// The objects in `index` (already verified), read through `link`.
-    pub fn new(link: Link, index: ObjectIndex) -> Self {
+    pub fn new(link: Arc<Link>, index: ObjectIndex) -> Self {
         Self { link, index, whole: Cache::new(WHOLE_BUDGET), leaves: Cache::new(LEAVES_BUDGET) }
     }
 
@@ -92,7 +93,7 @@ impl Objects {
         if let Err(error) = &read {
             // Told once here (the console) and once there (lazyroot's own output).
             eprintln!("lazyroot: {error}");
-            self.link.event(EventKind::Warning, &error.to_string());
+            self.link.event(EventKind::Warning, monotonic_now(), &error.to_string());
         }
         Some(read)
     }
