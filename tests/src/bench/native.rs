@@ -141,7 +141,7 @@ impl Bench {
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         ensure!(line.trim_end() == "mounted", "lazyroot mount failed");
-        Ok(Lazy { mountpoint: &self.mountpoint, server, task, child })
+        Ok(Lazy { bench: self, server, task, child })
     }
 }
 
@@ -166,7 +166,7 @@ impl Drop for Composefs<'_> {
 }
 
 struct Lazy<'a> {
-    mountpoint: &'a Path,
+    bench: &'a Bench,
     server: Arc<Server>,
     task: tokio::task::JoinHandle<std::io::Result<()>>,
     child: Child,
@@ -181,8 +181,11 @@ impl Mounted for Lazy<'_> {
 
 impl Drop for Lazy<'_> {
     fn drop(&mut self) {
-        rustix::mount::unmount(self.mountpoint, rustix::mount::UnmountFlags::empty()).expect("lazyroot unmounts");
+        let flags = rustix::mount::UnmountFlags::empty();
+        rustix::mount::unmount(&self.bench.mountpoint, flags).expect("lazyroot unmounts");
         self.child.wait().expect("the mount's process ends");
         self.task.abort();
+        // Its socket is gone only when it is.
+        let _ = self.bench.runtime.block_on(&mut self.task);
     }
 }
