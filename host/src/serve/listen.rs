@@ -70,7 +70,7 @@ impl fmt::Display for Endpoint {
 pub struct Listener(Inner);
 
 enum Inner {
-    Unix(UnixListener, RemoveOnDrop),
+    Unix { listener: UnixListener, _remove: RemoveOnDrop },
     #[cfg(target_os = "linux")]
     Vsock(tokio_vsock::VsockListener),
 }
@@ -125,13 +125,13 @@ impl Listener {
         let remove = RemoveOnDrop(path.to_owned());
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
             .with_context(|| format!("cannot make {} private", path.display()))?;
-        Ok(Self(Inner::Unix(listener, remove)))
+        Ok(Self(Inner::Unix { listener, _remove: remove }))
     }
 
     /// The next connection.
     pub(super) async fn accept(&mut self) -> io::Result<BoxStream> {
         match &mut self.0 {
-            Inner::Unix(listener, _) => Ok(Box::pin(listener.accept().await?.0)),
+            Inner::Unix { listener, .. } => Ok(Box::pin(listener.accept().await?.0)),
             #[cfg(target_os = "linux")]
             Inner::Vsock(listener) => Ok(Box::pin(listener.accept().await?.0)),
         }

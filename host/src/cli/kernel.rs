@@ -1,0 +1,61 @@
+//! `lazyroot kernel`: the kernels that VMs boot.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::{Context, Format};
+use crate::store::Store;
+use crate::vm::kernel::{KernelSource, Kernels};
+
+/// Kernels that VMs boot
+#[derive(clap::Subcommand)]
+pub enum KernelCommand {
+    /// Import a kernel and the modules that a guest needs
+    Import {
+        /// deb:PATH (or a path that ends in .deb), dir:PATH (a root file system), or image:NAME (an image that
+        /// brings its own kernel)
+        source: KernelSource,
+    },
+    /// List the imported kernels
+    Ls {
+        /// How to print the list
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Remove kernels
+    Rm {
+        /// Releases, as 'lazyroot kernel ls' shows them
+        #[arg(required = true)]
+        releases: Vec<String>,
+    },
+}
+
+/// Runs a kernel verb.
+pub fn run(command: KernelCommand, context: &Context) -> Result<ExitCode> {
+    let kernels = Kernels::open(&context.home)?;
+    match command {
+        KernelCommand::Import { source } => {
+            let kernel = kernels.import(&source, || Store::open(&context.home, context.store.as_deref()))?;
+            println!("{}", kernel.bundle.release);
+        }
+        KernelCommand::Ls { format } => list(&kernels, format)?,
+        KernelCommand::Rm { releases } => releases.iter().try_for_each(|release| kernels.remove(release))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(kernels: &Kernels, format: Format) -> Result<()> {
+    let bundles: Vec<_> = kernels.list()?.into_iter().map(|kernel| kernel.bundle).collect();
+    match format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&bundles)?),
+        Format::Table => {
+            let width = bundles.iter().map(|bundle| bundle.release.len()).max().unwrap_or(0).max("RELEASE".len());
+            println!("{:width$}  {:8}  SOURCE", "RELEASE", "ARCH");
+            for bundle in &bundles {
+                println!("{:width$}  {:8}  {}", bundle.release, bundle.arch, bundle.source);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! `lazyroot run`: boot an ephemeral VM straight into an image.
+
+use std::os::unix::ffi::OsStringExt;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use lazyroot_proto::exec::{Exec, Window};
+
+use super::Context;
+use crate::store::{Image, Store};
+use crate::vm::launch::{self, Launch};
+use crate::vm::{accel, exec};
+
+/// Programs that make an image boot by itself, without the OCI config's entrypoint.
+const INITS: &[&str] = &["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init", "/bin/init"];
+
+/// Boot an ephemeral VM into an image, and run a command in it or its own init
+///
+/// With a command: runs it as on this terminal; its exit status is lazyroot's (125: lazyroot failed, 126: the
+/// command cannot be run, 127: there is no such command, 128+N: signal N ended it). Without: boots the image's
+/// init on this console (Ctrl-A X ends the VM), or runs the OCI config's entrypoint if the image has no init.
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// Image to boot: a name, or its digest
+    image: String,
+    /// Command to run, and its arguments
+    #[arg(last = true)]
+    command: Vec<std::ffi::OsString>,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Virtual CPUs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    cpus: u32,
+    /// Memory: MiB, or with a suffix (512M, 2G)
+    #[arg(long, default_value = "1G", value_parser = memory)]
+    memory: u32,
+    /// Kernel to boot: a release from 'lazyroot kernel ls' (default: the image's own, else the newest)
+    #[arg(long, value_name = "RELEASE")]
+    kernel: Option<String>,
+    /// Set a variable in the command's environment; NAME alone takes it from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Folder to start the command in
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// User to run the command as: name or number, with an optional :group
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Name of the VM, also its host name
+    #[arg(long)]
+    name: Option<String>,
+    /// Words to add to the kernel command line
+    #[arg(long, value_name = "WORDS")]
+    append: Vec<String>,
+    /// Hypervisor: qemu (KVM where it works), qemu:kvm or qemu:tcg
+    #[arg(long, default_value = "qemu")]
+    hypervisor: accel::Choice,
+    /// Say on stderr, at the end, how long the launch took and what was fetched
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "table")]
+    report: Option<super::Format>,
+}
+
+fn memory(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        text if text.ends_with('G') => (text[..text.len() - 1].to_owned(), 1024),
+        text if text.ends_with('M') => (text[..text.len() - 1].to_owned(), 1),
+        text => (text.to_owned(), 1),
+    };
+    let mib = digits.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
+    /// Less than this and Debian's kernel with its initramfs does not come up.
+    const LEAST: u32 = 128;
+    match mib {
+        Some(mib) if mib >= LEAST => Ok(mib),
+        Some(mib) => Err(format!("{mib} MiB are too little for a guest: give at least {LEAST}M")),
+        None => Err(format!("'{text}' is no amount of memory: give MiB, or a number with M or G")),
+    }
+}
+
+/// Runs the VM to its end.
+pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCode> {
+    let store = Store::open(&context.home, context.store.as_deref())?;
+    let image = store.resolve(&args.image)?;
+    let command = command(&args, &image)?;
+    let launch = Launch {
+        image,
+        command,
+        kernel: args.kernel,
+        cpus: args.cpus,
+        memory_mib: args.memory,
+        name: args.name,
+        append: args.append,
+        hypervisor: args.hypervisor,
+        show_console: context.verbose > 0,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(launch::run(&context.home, &store, launch, launched));
+    // A read of our standard input may still be under way: it must not hold us up.
+    runtime.shutdown_background();
+    let (status, report) = result?;
+    match args.report {
+        None => (),
+        Some(super::Format::Table) => eprintln!("{}", report.lines()),
+        Some(super::Format::Json) => eprintln!("{}", serde_json::to_string(&report)?),
+    }
+    Ok(status.into())
+}
+
+/// What to run: the command line's command, else nothing if the image has an init, else the entrypoint.
+fn command(args: &RunArgs, image: &Image) -> Result<Option<Exec>> {
+    let config = image.config.clone().unwrap_or_default();
+    let given: Vec<Vec<u8>> = args.command.iter().map(|word| word.clone().into_vec()).collect();
+    let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect::<Vec<_>>();
+    let (argv, own_terminal) = if !given.is_empty() {
+        (given, false)
+    } else {
+        let tree = image.tree()?;
+        if INITS.iter().any(|init| tree.exists(init)) {
+            if args.tty || args.user.is_some() || args.workdir.is_some() || !args.env.is_empty() {
+                bail!("--tty, --user, --workdir and --env are for a command: give one after --");
+            }
+            return Ok(None);
+        }
+        let argv = [bytes(&config.entrypoint), bytes(&config.cmd)].concat();
+        if argv.is_empty() {
+            bail!("the image has no init ({}) and no entrypoint: give a command after --", INITS.join(", "));
+        }
+        // Nobody asked for pipes: the entrypoint is what the user meets.
+        (argv, exec::on_terminal())
+    };
+    let mut env = bytes(&config.env);
+    for variable in &args.env {
+        match (variable.contains('='), std::env::var(variable)) {
+            (true, _) => env.push(variable.clone().into_bytes()),
+            (false, Ok(value)) => env.push(format!("{variable}={value}").into_bytes()),
+            (false, Err(_)) => (),
+        }
+    }
+    let terminal = if args.tty || own_terminal {
+        let window = exec::window().context("-t needs a terminal on standard input")?;
+        if let Ok(kind) = std::env::var("TERM") {
+            env.push(format!("TERM={kind}").into_bytes());
+        }
+        Some(Window { ..window })
+    } else {
+        None
+    };
+    let workdir = args.workdir.clone().or(config.workdir).unwrap_or_default();
+    let user = args.user.clone().or(config.user).unwrap_or_default();
+    Ok(Some(Exec { argv, env, workdir: workdir.into(), user: user.into(), terminal }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memory;
+
+    #[test]
+    fn memory_takes_the_usual_spellings() {
+        assert_eq!(memory("512"), Ok(512));
+        assert_eq!(memory("512M"), Ok(512));
+        assert_eq!(memory("2g"), Ok(2048));
+        assert_eq!(memory("2GiB"), Ok(2048));
+        for text in ["", "x", "1", "-1", "99999999G"] {
+            assert!(memory(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! KVM where it works, TCG elsewhere, found out by trying.
+//!
+//! A `/dev/kvm` that opens proves little: nested or restricted hosts have one on which a stock kernel hangs. So
+//! the very kernel and initramfs are booted under KVM once, with an instruction to say so and power off; whether
+//! they did within a few seconds is remembered.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::child::end_with_parent;
+use super::kernel::Kernel;
+use super::qemu;
+use crate::home::Home;
+
+/// A stock kernel reaches init within one second on a machine where KVM works.
+const PROBE_DEADLINE: Duration = Duration::from_secs(4);
+
+/// What guest-init says on the console when it is probed.
+const PROBE_MARKER: &[u8] = b"lazyroot: probe ok";
+
+/// How a guest's instructions are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// By the CPU.
+    Kvm,
+    /// By QEMU's translator.
+    Tcg,
+}
+
+impl Accelerator {
+    /// QEMU's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+
+    /// The CPU model that suits it.
+    pub fn cpu(self) -> &'static str {
+        match self {
+            Self::Kvm => "host",
+            Self::Tcg => "max",
+        }
+    }
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the user asked for with `--hypervisor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// `qemu`: KVM where it works.
+    Auto,
+    /// `qemu:kvm` or `qemu:tcg`.
+    Fixed(Accelerator),
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "qemu" => Ok(Self::Auto),
+            "qemu:kvm" => Ok(Self::Fixed(Accelerator::Kvm)),
+            "qemu:tcg" => Ok(Self::Fixed(Accelerator::Tcg)),
+            _ => Err(format!("there is no hypervisor '{text}': use qemu, qemu:kvm or qemu:tcg")),
+        }
+    }
+}
+
+/// What the last probe found, and of what.
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+struct Probed {
+    kernel: String,
+    host: String,
+    qemu: String,
+    kvm_works: bool,
+}
+
+/// The accelerator for `kernel` on this machine.
+///
+/// # Errors
+/// If KVM was asked for and cannot be opened, or the probe cannot be started.
+pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, choice: Choice) -> Result<Accelerator> {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    match (choice, kvm) {
+        (Choice::Fixed(Accelerator::Tcg), _) | (Choice::Auto, Err(_)) => return Ok(Accelerator::Tcg),
+        (Choice::Fixed(Accelerator::Kvm), Ok(_)) => return Ok(Accelerator::Kvm),
+        (Choice::Fixed(Accelerator::Kvm), Err(error)) => {
+            bail!("cannot use KVM: /dev/kvm: {error}; are you in the group kvm, and is virtualisation on?")
+        }
+        (Choice::Auto, Ok(_)) => (),
+    }
+    let program = qemu::program()?;
+    let file = home.data_dir("cache")?.join("accelerator.json");
+    let mut probed = Probed {
+        kernel: kernel.bundle.id.clone(),
+        host: rustix::system::uname().release().to_string_lossy().into_owned(),
+        qemu: format!("{} {:?}", program.display(), fs::metadata(&program)?.modified()?),
+        kvm_works: true,
+    };
+    let remembered: Option<Probed> = fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    if let Some(remembered) = remembered {
+        probed.kvm_works = remembered.kvm_works;
+        if remembered == probed {
+            return Ok(accelerator(probed.kvm_works));
+        }
+    }
+    probed.kvm_works = probe(&program, kernel, initramfs).await?;
+    if !probed.kvm_works {
+        eprintln!(
+            "lazyroot: KVM does not run this kernel here, using TCG (slower); remembered, '--hypervisor qemu:kvm' insists"
+        );
+    }
+    // Only saves time: a cache that cannot be written costs the next launch a probe.
+    let _ = fs::write(&file, serde_json::to_vec(&probed)?);
+    Ok(accelerator(probed.kvm_works))
+}
+
+fn accelerator(kvm_works: bool) -> Accelerator {
+    if kvm_works { Accelerator::Kvm } else { Accelerator::Tcg }
+}
+
+/// Boots under KVM; whether guest-init said its marker in time.
+async fn probe(program: &PathBuf, kernel: &Kernel, initramfs: &Path) -> Result<bool> {
+    let console = tempfile::NamedTempFile::new()?;
+    let mut command = tokio::process::Command::new(program);
+    command
+        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35", "-m", "256M"])
+        .args(["-accel", "kvm", "-cpu", "host", "-serial", "stdio", "-append", "console=ttyS0 panic=-1 lazyroot.probe"])
+        .arg("-kernel")
+        .arg(kernel.boot_file())
+        .arg("-initrd")
+        .arg(initramfs)
+        .stdin(Stdio::null())
+        .stdout(console.reopen()?)
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    end_with_parent(command.as_std_mut());
+    let mut qemu = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let deadline = Instant::now() + PROBE_DEADLINE;
+    let works = loop {
+        let said = fs::read(console.path())?;
+        if said.windows(PROBE_MARKER.len()).any(|window| window == PROBE_MARKER) {
+            break true;
+        }
+        // Ended without the marker: QEMU could not use KVM, or the kernel could not go on.
+        if Instant::now() > deadline || qemu.try_wait()?.is_some() {
+            break false;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let _ = qemu.kill().await;
+    Ok(works)
+}

@@ -1,0 +1,86 @@
+//! What a hypervisor must do for lazyroot: one small trait, one file per hypervisor.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use anyhow::Result;
+
+/// A future of a trait object's method.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A machine to start.
+#[derive(Clone, Debug)]
+pub struct MachineSpec {
+    /// The VM's name.
+    pub name: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Kernel to boot.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initramfs: PathBuf,
+    /// Its command line.
+    pub cmdline: String,
+    /// A folder of the VM's own, for sockets and logs. Short: socket addresses hold about 100 bytes.
+    pub dir: PathBuf,
+    /// Where the serial console goes.
+    pub console: Console,
+    /// The vsock port that the guest dials.
+    pub vsock_port: u32,
+}
+
+/// Where a machine's serial console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// To a file.
+    File(PathBuf),
+    /// To this process's terminal, both ways.
+    Stdio,
+}
+
+/// Where the server must listen, before the machine starts, for the guest to reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestListener {
+    /// At this unix socket.
+    Unix(PathBuf),
+    /// At this AF_VSOCK port of the host.
+    Vsock {
+        /// The port.
+        port: u32,
+    },
+}
+
+/// A kind of hypervisor.
+pub trait Hypervisor: Send + Sync {
+    /// The guest's name for its serial console: `ttyS0`.
+    fn console_device(&self) -> &'static str;
+
+    /// Words for the kernel command line that suit this hypervisor.
+    fn cmdline(&self) -> String;
+
+    /// Where to listen for the guest of `spec`.
+    fn vsock(&self, spec: &MachineSpec) -> GuestListener;
+
+    /// Starts a machine; its processes end with this one, whatever ends it.
+    ///
+    /// # Errors
+    /// If it does not start; with the hypervisor's own words.
+    fn start<'a>(&'a self, spec: &'a MachineSpec) -> BoxFuture<'a, Result<Box<dyn Machine>>>;
+}
+
+/// A running machine. Dropping it ends it.
+pub trait Machine: Send {
+    /// Its processes.
+    fn pids(&self) -> Vec<u32>;
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// If the hypervisor failed; with its own words.
+    fn wait(&mut self) -> BoxFuture<'_, Result<()>>;
+
+    /// Ends it at once.
+    fn kill(&mut self) -> BoxFuture<'_, ()>;
+}

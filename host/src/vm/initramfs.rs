@@ -1,0 +1,169 @@
+//! The initramfs: guest-init and the kernel's modules, a few hundred KiB, built once and kept by content.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use lazyroot_proto::{Algorithm, verity};
+
+use super::kernel::Kernel;
+use crate::home::Home;
+
+/// zstd's level: this is done once for a kernel, and read at every boot.
+const LEVEL: i32 = 19;
+
+/// Built images that are kept; each is well under 3 MiB. More kernels than this in turn cost a rebuild.
+const KEPT: usize = 16;
+
+/// Changes when the same inputs give another image.
+const FORMAT: &str = "1";
+
+/// The guest-init that goes into the initramfs: `LAZYROOT_GUEST_INIT`, else beside this program, else where
+/// `make install` puts it.
+///
+/// # Errors
+/// If it is nowhere.
+pub fn guest_init_path() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("LAZYROOT_GUEST_INIT").filter(|path| !path.is_empty()) {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            bail!("there is no guest-init at {} (LAZYROOT_GUEST_INIT)", path.display());
+        }
+        return Ok(path);
+    }
+    let program = std::env::current_exe().context("cannot tell where lazyroot is")?;
+    let folder = program.parent().unwrap_or(Path::new("/"));
+    let places = [folder.join("guest-init"), folder.join("../libexec/lazyroot/guest-init")];
+    places.iter().find(|path| path.is_file()).cloned().with_context(|| {
+        format!("guest-init is neither {} nor {}: run 'make build'", places[0].display(), places[1].display())
+    })
+}
+
+/// The initramfs for `kernel` with `guest_init` as its init: a zstd-compressed cpio archive in the cache.
+///
+/// # Errors
+/// If an input cannot be read, guest-init is for another machine, or the cache cannot be written.
+pub fn build(home: &Home, kernel: &Kernel, guest_init: &Path) -> Result<PathBuf> {
+    let init = fs::read(guest_init).with_context(|| format!("cannot read {}", guest_init.display()))?;
+    check_arch(&init, &kernel.bundle.arch)
+        .with_context(|| format!("{} does not fit kernel {}", guest_init.display(), kernel.bundle.release))?;
+    let key = format!("{FORMAT} {} {}", kernel.bundle.id, verity::digest(Algorithm::Sha256, &init));
+    let key = verity::digest(Algorithm::Sha256, key.as_bytes()).to_hex();
+    let cache = home.data_dir("cache")?;
+    let path = cache.join(format!("initramfs-{key}"));
+    if path.exists() {
+        return Ok(path);
+    }
+    let archive = archive(&init, &kernel.modules_dir())?;
+    let packed = zstd::encode_all(&*archive, LEVEL)?;
+    // Written under another name: a half-written image is never booted.
+    let mut file = tempfile::NamedTempFile::new_in(&cache)?;
+    file.write_all(&packed).context("cannot write the initramfs")?;
+    file.persist(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    prune(&cache)?;
+    Ok(path)
+}
+
+/// Removes all but the newest images.
+fn prune(cache: &Path) -> Result<()> {
+    let mut images = Vec::new();
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("initramfs-") {
+            images.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    images.sort();
+    images.iter().rev().skip(KEPT).try_for_each(|(_, path)| fs::remove_file(path))?;
+    Ok(())
+}
+
+/// Whether an ELF file is for `arch`.
+fn check_arch(elf: &[u8], arch: &str) -> Result<()> {
+    use object::{Architecture, Object};
+    let found = match object::File::parse(elf).context("it is no ELF program")?.architecture() {
+        Architecture::X86_64 => "x86_64",
+        Architecture::Aarch64 => "aarch64",
+        _ => "another machine",
+    };
+    if found != arch {
+        bail!("it is for {found}, the kernel for {arch}");
+    }
+    Ok(())
+}
+
+fn archive(init: &[u8], modules: &Path) -> Result<Vec<u8>> {
+    let mut cpio = Cpio::default();
+    for dir in ["dev", "proc", "sys", "run", "sysroot", "modules"] {
+        cpio.add(dir, S_IFDIR | 0o755, (0, 0), &[]);
+    }
+    // The kernel opens it for init before any file system is mounted.
+    cpio.add("dev/console", S_IFCHR | 0o600, (5, 1), &[]);
+    cpio.add("init", S_IFREG | 0o755, (0, 0), init);
+    let order = fs::read_to_string(modules.join("order")).context("the kernel bundle has no module order")?;
+    cpio.add("modules/order", S_IFREG | 0o644, (0, 0), order.as_bytes());
+    for name in order.lines() {
+        let content = fs::read(modules.join(name)).with_context(|| format!("the kernel bundle lacks {name}"))?;
+        cpio.add(&format!("modules/{name}"), S_IFREG | 0o644, (0, 0), &content);
+    }
+    Ok(cpio.finish())
+}
+
+// stat(2)'s file types, which cpio uses.
+const S_IFDIR: u32 = 0o040_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFCHR: u32 = 0o020_000;
+
+/// A "newc" cpio archive (the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`). All times
+/// and owners are 0, so that the same content gives the same bytes.
+#[derive(Default)]
+struct Cpio {
+    bytes: Vec<u8>,
+    inode: u32,
+}
+
+impl Cpio {
+    fn add(&mut self, name: &str, mode: u32, (major, minor): (u32, u32), content: &[u8]) {
+        self.inode += 1;
+        // Inode, mode, uid, gid, links, mtime, size, device, special device, name with NUL, checksum (unused).
+        let size = content.len() as u32;
+        let fields = [self.inode, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name.len() as u32 + 1, 0];
+        self.bytes.extend_from_slice(b"070701");
+        for field in fields {
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.add("TRAILER!!!", 0, (0, 0), &[]);
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_laid_out_as_the_kernel_reads_it() {
+        let mut cpio = Cpio::default();
+        cpio.add("ab", S_IFREG | 0o644, (0, 0), b"hello");
+        let bytes = cpio.finish();
+        // Header (110) + "ab\0" = 113, padded to 116; content 5, padded to 124; then the trailer.
+        assert_eq!(&bytes[..6], b"070701");
+        assert_eq!(&bytes[110..113], b"ab\0");
+        assert_eq!(&bytes[116..121], b"hello");
+        assert_eq!(&bytes[124..130], b"070701");
+        assert_eq!(bytes.len() % 4, 0);
+    }
+}

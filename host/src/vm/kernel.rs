@@ -1,0 +1,406 @@
+//! Kernel bundles: a kernel with just the modules that a guest needs, imported once and booted many times.
+//!
+//! A bundle is a folder named by its release: `vmlinuz` as found, `vmlinux` if an uncompressed ELF could be taken
+//! out of it, `modules/` unpacked with their load order in `order`, and `bundle.json`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use lazyroot_proto::{Algorithm, ObjectId, verity};
+use serde::{Deserialize, Serialize};
+
+use super::modules::{ModuleTree, version};
+use super::unwrap::{KernelImage, pvh_elf};
+use crate::home::Home;
+use crate::store::{Image, Store};
+
+/// What `bundle.json` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bundle {
+    /// As `uname -r` says it.
+    pub release: String,
+    /// As Rust names it: `x86_64`, `aarch64`.
+    pub arch: String,
+    /// Where it was imported from.
+    pub source: String,
+    /// A digest over the kernel and its modules: changes when anything that boots does.
+    pub id: String,
+    /// Modules in load order.
+    pub modules: Vec<String>,
+}
+
+/// An imported kernel.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// What it is.
+    pub bundle: Bundle,
+    dir: PathBuf,
+}
+
+impl Kernel {
+    /// The file that the hypervisor boots.
+    pub fn boot_file(&self) -> PathBuf {
+        let elf = self.dir.join("vmlinux");
+        if elf.exists() { elf } else { self.dir.join("vmlinuz") }
+    }
+
+    /// The folder with the unpacked modules.
+    pub fn modules_dir(&self) -> PathBuf {
+        self.dir.join("modules")
+    }
+}
+
+/// The kernels of a home.
+pub struct Kernels {
+    dir: PathBuf,
+}
+
+/// Where a kernel is imported from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelSource {
+    /// A Debian package, `linux-image-*.deb`.
+    Deb(PathBuf),
+    /// A folder with a root file system, or a part of one that has the modules.
+    Dir(PathBuf),
+    /// An image in the store that brings its own kernel, as bootc images do.
+    Image(String),
+}
+
+impl std::str::FromStr for KernelSource {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once(':') {
+            Some(("deb", path)) => Ok(Self::Deb(path.into())),
+            Some(("dir", path)) => Ok(Self::Dir(path.into())),
+            Some(("image", name)) => Ok(Self::Image(name.into())),
+            _ if text.ends_with(".deb") => Ok(Self::Deb(text.into())),
+            _ if Path::new(text).is_dir() => Ok(Self::Dir(text.into())),
+            _ => bail!("'{text}' is no source of a kernel: use deb:PATH, dir:PATH or image:NAME"),
+        }
+    }
+}
+
+/// Files among which a kernel is looked for, by paths relative to a root.
+trait KernelFiles {
+    /// Names in a folder; empty if there is no such folder.
+    fn list(&self, dir: &str) -> Result<Vec<(String, Kind)>>;
+    /// A file's content.
+    fn read(&self, path: &str) -> Result<Vec<u8>>;
+    /// Whether there is such a file.
+    fn has(&self, path: &str) -> bool;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Folder,
+    File,
+}
+
+impl Kernels {
+    /// The kernels of this home.
+    pub fn open(home: &Home) -> Result<Self> {
+        Ok(Self { dir: home.data_dir("kernels")? })
+    }
+
+    /// Imports a kernel; importing the same again changes nothing.
+    ///
+    /// # Errors
+    /// If there is no kernel there, or it lacks what a guest needs; nothing is kept then.
+    pub fn import(&self, source: &KernelSource, store: impl FnOnce() -> Result<Store>) -> Result<Kernel> {
+        match source {
+            KernelSource::Deb(path) => {
+                let files = DebFiles::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+                self.import_files(&files, &format!("deb:{}", path.display()))
+            }
+            KernelSource::Dir(path) => {
+                ensure!(path.is_dir(), "there is no folder {}", path.display());
+                self.import_files(&DirFiles(path), &format!("dir:{}", path.display()))
+            }
+            KernelSource::Image(name) => {
+                let store = store()?;
+                let image = store.resolve(name)?;
+                let kernel = self.import_files(&ImageFiles::open(&store, &image)?, &format!("image:{}", image.id));
+                kernel.with_context(|| format!("image {name}"))
+            }
+        }
+    }
+
+    /// The kernel that an image brings itself (`/usr/lib/modules/*/vmlinuz`), imported if it was not before.
+    pub fn of_image(&self, store: &Store, image: &Image) -> Result<Option<Kernel>> {
+        let source = format!("image:{}", image.id);
+        if let Some(kernel) = self.list()?.into_iter().find(|kernel| kernel.bundle.source == source) {
+            return Ok(Some(kernel));
+        }
+        let files = ImageFiles::open(store, image)?;
+        let mut releases = files.list("usr/lib/modules")?.into_iter();
+        if !releases.any(|(release, _)| files.has(&format!("usr/lib/modules/{release}/vmlinuz"))) {
+            return Ok(None);
+        }
+        self.import_files(&files, &source).map(Some).context("the image's own kernel")
+    }
+
+    /// All imported kernels, the newest release last.
+    pub fn list(&self) -> Result<Vec<Kernel>> {
+        let mut kernels = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let dir = entry?.path();
+            // A folder without a readable bundle.json is an import that did not end; the next one replaces it.
+            let bundle = fs::read(dir.join("bundle.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            if let Some(bundle) = bundle {
+                kernels.push(Kernel { bundle, dir });
+            }
+        }
+        kernels.sort_by_key(|kernel| (sort_key(&kernel.bundle.release), kernel.bundle.release.clone()));
+        Ok(kernels)
+    }
+
+    /// The kernel of this release, or the newest for this machine's architecture.
+    ///
+    /// # Errors
+    /// If there is none; says how to import one.
+    pub fn get(&self, release: Option<&str>) -> Result<Kernel> {
+        let arch = std::env::consts::ARCH;
+        let mut kernels = self.list()?;
+        match release {
+            None => {
+                kernels.retain(|kernel| kernel.bundle.arch == arch);
+                kernels.pop().with_context(|| {
+                    format!(
+                        "there is no kernel for {arch} yet: import one with 'lazyroot kernel import SOURCE', from a \
+                         linux-image package, a folder, or an image that brings its own"
+                    )
+                })
+            }
+            Some(release) => {
+                let known: Vec<_> = kernels.iter().map(|kernel| kernel.bundle.release.clone()).collect();
+                let found = kernels.into_iter().find(|kernel| kernel.bundle.release == release);
+                let kernel = found.with_context(|| {
+                    format!("there is no kernel {release}; 'lazyroot kernel ls' has: {}", known.join(", "))
+                })?;
+                let found = &kernel.bundle.arch;
+                ensure!(found == arch, "kernel {release} is for {found}, and this machine is {arch}");
+                Ok(kernel)
+            }
+        }
+    }
+
+    /// Removes a kernel.
+    pub fn remove(&self, release: &str) -> Result<()> {
+        let kernels = self.list()?;
+        let found = kernels.iter().find(|kernel| kernel.bundle.release == release);
+        let kernel = found.with_context(|| format!("there is no kernel {release}: see 'lazyroot kernel ls'"))?;
+        fs::remove_dir_all(&kernel.dir).with_context(|| format!("cannot remove {}", kernel.dir.display()))
+    }
+
+    fn import_files(&self, files: &dyn KernelFiles, source: &str) -> Result<Kernel> {
+        let (release, modules_dir) = find_release(files)?;
+        let candidates =
+            [format!("usr/lib/modules/{release}/vmlinuz"), format!("boot/vmlinuz-{release}"), format!("lib/modules/{release}/vmlinuz")];
+        let path = candidates.iter().find(|path| files.has(path));
+        let path = path.with_context(|| format!("there is no kernel of release {release}: {}", candidates.join(", ")))?;
+        let vmlinuz = files.read(path)?;
+        let kind = KernelImage::identify(&vmlinuz).with_context(|| format!("cannot boot {path}"))?;
+
+        let mut paths = Vec::new();
+        walk(files, &modules_dir, &mut paths)?;
+        let builtin = files.read(&format!("{modules_dir}/modules.builtin")).unwrap_or_default();
+        let tree = ModuleTree::new(paths, &String::from_utf8_lossy(&builtin), |path| files.read(path));
+        let modules = tree.needed(&release)?;
+
+        let mut hasher = verity::LeafHasher::new(Algorithm::Sha256);
+        hasher.update(&vmlinuz);
+        modules.iter().for_each(|module| hasher.update(&module.content));
+        let id: ObjectId = hasher.finish().0;
+        let bundle = Bundle {
+            release: release.clone(),
+            arch: kind.arch().to_owned(),
+            source: source.to_owned(),
+            id: id.to_hex(),
+            modules: modules.iter().map(|module| module.name.clone()).collect(),
+        };
+
+        let fresh = tempfile::Builder::new().prefix(".import-").tempdir_in(&self.dir)?;
+        let write = |name: &str, content: &[u8]| {
+            let path = fresh.path().join(name);
+            fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+        };
+        fs::create_dir(fresh.path().join("modules"))?;
+        write("vmlinuz", &vmlinuz)?;
+        // A bzImage whose ELF cannot be had boots as it is, slower.
+        if kind == KernelImage::BzImage
+            && let Some(elf) = pvh_elf(&vmlinuz).unwrap_or_default()
+        {
+            write("vmlinux", &elf)?;
+        }
+        let mut order = String::new();
+        for module in &modules {
+            let name = format!("{}.ko", module.name);
+            write(&format!("modules/{name}"), &module.content)?;
+            order += &name;
+            order.push('\n');
+        }
+        write("modules/order", order.as_bytes())?;
+        write("bundle.json", &serde_json::to_vec_pretty(&bundle)?)?;
+
+        // An image's own kernel may have the release of another: its folder is named by its content as well.
+        let name = if source.starts_with("image:") { format!("{release}-{}", &bundle.id[..12]) } else { release };
+        let dir = self.dir.join(name);
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("cannot replace {}", dir.display()))?;
+        }
+        fs::rename(fresh.keep(), &dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Kernel { bundle, dir })
+    }
+}
+
+/// Releases compare by their numbers: 6.9 comes before 6.12.
+fn sort_key(release: &str) -> Vec<u64> {
+    let numbers = release.split(|character: char| !character.is_ascii_digit());
+    numbers.filter_map(|number| number.parse().ok()).collect()
+}
+
+/// The one release among the files, and the folder of its modules.
+fn find_release(files: &dyn KernelFiles) -> Result<(String, String)> {
+    for parent in ["usr/lib/modules", "lib/modules"] {
+        let mut releases: Vec<String> = Vec::new();
+        for (name, _) in files.list(parent)? {
+            if version(&name).is_some() && !files.list(&format!("{parent}/{name}/kernel"))?.is_empty() {
+                releases.push(name);
+            }
+        }
+        releases.sort_by_key(|release| sort_key(release));
+        if let Some(release) = releases.pop() {
+            let dir = format!("{parent}/{release}");
+            return Ok((release, dir));
+        }
+    }
+    bail!("there are no kernel modules in usr/lib/modules or lib/modules")
+}
+
+fn walk(files: &dyn KernelFiles, dir: &str, paths: &mut Vec<String>) -> Result<()> {
+    for (name, kind) in files.list(dir)? {
+        let path = format!("{dir}/{name}");
+        match kind {
+            Kind::Folder => walk(files, &path, paths)?,
+            Kind::File => paths.push(path),
+        }
+    }
+    Ok(())
+}
+
+/// A folder on this machine.
+struct DirFiles<'a>(&'a Path);
+
+impl KernelFiles for DirFiles<'_> {
+    fn list(&self, dir: &str) -> Result<Vec<(String, Kind)>> {
+        let Ok(entries) = fs::read_dir(self.0.join(dir)) else { return Ok(Vec::new()) };
+        entries
+            .map(|entry| {
+                let entry = entry?;
+                let kind = if entry.file_type()?.is_dir() { Kind::Folder } else { Kind::File };
+                Ok((entry.file_name().to_string_lossy().into_owned(), kind))
+            })
+            .collect()
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>> {
+        let path = self.0.join(path);
+        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.0.join(path).is_file()
+    }
+}
+
+/// An image in the store.
+struct ImageFiles<'a> {
+    store: &'a Store,
+    image: &'a Image,
+    tree: crate::store::Tree,
+}
+
+impl<'a> ImageFiles<'a> {
+    fn open(store: &'a Store, image: &'a Image) -> Result<Self> {
+        Ok(Self { store, image, tree: image.tree()? })
+    }
+}
+
+impl KernelFiles for ImageFiles<'_> {
+    fn list(&self, dir: &str) -> Result<Vec<(String, Kind)>> {
+        let entries = self.tree.list(format!("/{dir}"))?.unwrap_or_default();
+        let kind = |node| if matches!(node, crate::store::Node::Directory) { Kind::Folder } else { Kind::File };
+        Ok(entries.into_iter().map(|(name, node)| (name.to_string_lossy().into_owned(), kind(node))).collect())
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>> {
+        self.image.read_file(self.store, format!("/{path}"))
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.tree.exists(format!("/{path}"))
+    }
+}
+
+/// The files of a Debian package, in memory: its `data.tar`, as deb(5) has it.
+struct DebFiles(BTreeMap<String, Vec<u8>>);
+
+impl DebFiles {
+    fn open(path: &Path) -> Result<Self> {
+        let mut archive = ar::Archive::new(File::open(path)?);
+        while let Some(member) = archive.next_entry() {
+            let member = member.context("it is no Debian package")?;
+            let name = String::from_utf8_lossy(member.header().identifier()).into_owned();
+            let reader: Box<dyn Read> = match name.trim_end_matches('/') {
+                "data.tar.xz" => Box::new(liblzma::read::XzDecoder::new(member)),
+                "data.tar.zst" => Box::new(zstd::Decoder::new(member)?),
+                "data.tar.gz" => Box::new(flate2::read::GzDecoder::new(member)),
+                "data.tar" => Box::new(member),
+                _ => continue,
+            };
+            return Self::read_tar(reader);
+        }
+        bail!("it has no data.tar: is it a Debian package?")
+    }
+
+    fn read_tar(reader: impl Read) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        for entry in tar::Archive::new(reader).entries()? {
+            let mut entry = entry?;
+            if !entry.header().entry_type().is_file() {
+                continue;
+            }
+            let path = entry.path()?.to_string_lossy().trim_start_matches("./").to_owned();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content)?;
+            files.insert(path, content);
+        }
+        Ok(Self(files))
+    }
+}
+
+impl KernelFiles for DebFiles {
+    fn list(&self, dir: &str) -> Result<Vec<(String, Kind)>> {
+        let prefix = format!("{dir}/");
+        let mut names = BTreeMap::new();
+        for rest in self.0.keys().filter_map(|path| path.strip_prefix(&prefix)) {
+            match rest.split_once('/') {
+                Some((folder, _)) => names.insert(folder.to_owned(), Kind::Folder),
+                None => names.insert(rest.to_owned(), Kind::File),
+            };
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>> {
+        self.0.get(path).cloned().with_context(|| format!("the package has no {path}"))
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.0.contains_key(path)
+    }
+}

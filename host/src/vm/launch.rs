@@ -1,0 +1,316 @@
+//! From an image to a running VM and, with a command, to its exit status.
+//!
+//! A launch writes nothing to the host's disk but a log of the console: kernel and initramfs are cached, the
+//! root streams from the store, changes live in the guest's memory.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+use lazyroot_proto::exec::Exec;
+use lazyroot_proto::frame::{DEFAULT_PORT, EventKind};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::accel;
+use super::exec::{self, Status};
+use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec};
+use super::instance::Instance;
+use super::kernel::{Kernel, Kernels};
+use super::{initramfs, qemu};
+use crate::home::Home;
+use crate::serve::{Catalog, Endpoint, Event, Hub, Listener, ServedImage, Server, Snapshot};
+use crate::store::{Image, Store};
+
+/// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
+/// on an idle machine; ten times that on a busy one is still a VM that comes up.
+const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+
+/// How many of the console's last lines an error shows.
+const CONSOLE_LINES: usize = 15;
+
+/// What to launch.
+pub struct Launch {
+    /// The image to boot into.
+    pub image: Image,
+    /// What to run; `None` boots the image's own init on this terminal.
+    pub command: Option<Exec>,
+    /// Release of the kernel bundle, or `None` for the image's own kernel, else the newest bundle.
+    pub kernel: Option<String>,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// The VM's name; made up if `None`.
+    pub name: Option<String>,
+    /// More words for the kernel command line.
+    pub append: Vec<String>,
+    /// Which hypervisor and accelerator.
+    pub hypervisor: accel::Choice,
+    /// Show the guest's console on standard error while a command runs.
+    pub show_console: bool,
+}
+
+/// How a launch went.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Report {
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// From the launch to the hypervisor's start.
+    pub hypervisor_started: Duration,
+    /// From the hypervisor's start until guest-init reached the host.
+    pub guest_init: Option<Duration>,
+    /// From the hypervisor's start until the command ran.
+    pub command_started: Option<Duration>,
+    /// The guest's own clock when the image was mounted, since its kernel started.
+    pub guest_clock_mounted: Option<Duration>,
+    /// What was served.
+    pub served: Snapshot,
+    /// Bytes of all the image's objects.
+    pub image_bytes: u64,
+    /// The image's objects.
+    pub image_objects: u64,
+    /// Bytes that this launch caused to be written to the host's disks, all its processes together.
+    pub disk_bytes_written: u64,
+}
+
+/// Milestones, as they come in.
+#[derive(Default)]
+struct Progress {
+    init: Option<Instant>,
+    mounted_at: Option<u64>,
+    fatal: Option<String>,
+}
+
+/// Boots, runs, and cleans up.
+///
+/// # Errors
+/// If the VM cannot be started or does not come up; the error carries the guest's own words where there are any.
+pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) -> Result<(Status, Report)> {
+    let kernel = choose_kernel(home, store, &launch)?;
+    let guest_init = initramfs::guest_init_path()?;
+    let initramfs = initramfs::build(home, &kernel, &guest_init)?;
+    let accelerator = accel::choose(home, &kernel, &initramfs, launch.hypervisor).await?;
+    let hypervisor = qemu::Qemu::new(home, accelerator)?;
+    let instance = Instance::create(home, launch.name.as_deref(), &launch.image)?;
+
+    let console_log = instance.dir().join("console.log");
+    let interactive = launch.command.is_none();
+    let spec = MachineSpec {
+        name: instance.name().to_owned(),
+        cpus: launch.cpus,
+        memory_mib: launch.memory_mib,
+        kernel: kernel.boot_file(),
+        initramfs,
+        cmdline: cmdline(&hypervisor, &launch, instance.name()),
+        dir: instance.dir().to_owned(),
+        console: if interactive { Console::Stdio } else { Console::File(console_log.clone()) },
+        vsock_port: DEFAULT_PORT,
+    };
+
+    let endpoint = match hypervisor.vsock(&spec) {
+        GuestListener::Unix(path) => Endpoint::Unix(path),
+        GuestListener::Vsock { port } => Endpoint::Vsock(port),
+    };
+    let listener = Listener::bind(&endpoint)?;
+    let progress = Arc::new(Mutex::new(Progress::default()));
+    let failed = Arc::new(tokio::sync::Notify::new());
+    let hub = Arc::new(Hub::default());
+    let served = ServedImage::open(&launch.image, store.source())?;
+    let server = {
+        let (progress, failed) = (progress.clone(), failed.clone());
+        let on_event = move |event: Event| hear(event, &progress, &failed);
+        Arc::new(Server::new(Catalog::of([served]), Some(hub.clone()), on_event))
+    };
+    let serving = tokio::spawn(server.clone().serve(listener));
+
+    let started = Instant::now();
+    let mut machine = hypervisor.start(&spec).await?;
+    let tail = launch.show_console.then(|| tokio::spawn(follow(console_log.clone())));
+    let mut command_started = None;
+    let outcome = match launch.command {
+        None => machine.wait().await.map(|()| Status(0)),
+        Some(exec) => {
+            let begun = || command_started = Some(started.elapsed());
+            run_command(&mut *machine, &hub, exec, &failed, begun).await
+        }
+    };
+    let (init, mounted_at, fatal) = {
+        let progress = progress.lock().expect("no panic under the lock");
+        (progress.init, progress.mounted_at, progress.fatal.clone())
+    };
+    let written = disk_bytes_written(&machine.pids());
+    machine.kill().await;
+    serving.abort();
+    if let Some(tail) = tail {
+        tail.abort();
+    }
+    let status = match (outcome, fatal) {
+        (_, Some(why)) => bail!("the guest could not boot: {why}"),
+        (Err(error), None) if !interactive => return Err(with_console(error, &console_log)),
+        (outcome, None) => outcome?,
+    };
+    let report = Report {
+        accelerator: accelerator.to_string(),
+        hypervisor_started: started - launched,
+        guest_init: init.map(|init| init - started),
+        command_started,
+        guest_clock_mounted: mounted_at.map(Duration::from_nanos),
+        served: server.stats().snapshot(),
+        image_bytes: launch.image.index.total_bytes(),
+        image_objects: launch.image.index.entries().len() as u64,
+        disk_bytes_written: written,
+    };
+    Ok((status, report))
+}
+
+/// The asked-for bundle, the image's own kernel, or the newest bundle.
+fn choose_kernel(home: &Home, store: &Store, launch: &Launch) -> Result<Kernel> {
+    let kernels = Kernels::open(home)?;
+    if launch.kernel.is_none()
+        && let Some(kernel) = kernels.of_image(store, &launch.image)?
+    {
+        return Ok(kernel);
+    }
+    kernels.get(launch.kernel.as_deref())
+}
+
+fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str) -> String {
+    let mode = if launch.command.is_some() { "agent" } else { "init" };
+    let mut words = vec![
+        format!("console={}", hypervisor.console_device()),
+        // A guest that panics is over: reboot at once, which the hypervisor turns into an exit.
+        "panic=-1".to_owned(),
+        hypervisor.cmdline(),
+        format!("lazyroot.manifest={}", launch.image.id),
+        format!("lazyroot.index={}", launch.image.index.id()),
+        format!("lazyroot.port={DEFAULT_PORT}"),
+        format!("lazyroot.mode={mode}"),
+        format!("lazyroot.hostname={name}"),
+    ];
+    words.extend(launch.append.iter().cloned());
+    words.join(" ")
+}
+
+/// Takes down what the guest reports, and tells the user what is wrong.
+fn hear(event: Event, progress: &Mutex<Progress>, failed: &tokio::sync::Notify) {
+    let mut progress = progress.lock().expect("no panic under the lock");
+    match event.kind {
+        EventKind::Init => progress.init = Some(Instant::now()),
+        EventKind::Mounted => progress.mounted_at = Some(event.at),
+        EventKind::Started => (),
+        EventKind::Warning => eprintln!("lazyroot: the guest reports: {}", event.text),
+        EventKind::Fatal => {
+            progress.fatal = Some(event.text);
+            failed.notify_one();
+        }
+    }
+}
+
+async fn run_command(
+    machine: &mut dyn Machine,
+    hub: &Hub,
+    exec: Exec,
+    failed: &tokio::sync::Notify,
+    begun: impl FnOnce(),
+) -> Result<Status> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stream = tokio::select! {
+        stream = async { hub.connected().await; hub.open_stream().await } => stream?,
+        // The caller knows the reason, or finds it on the console.
+        () = failed.notified() => bail!("the guest gave up"),
+        ended = machine.wait() => {
+            ended?;
+            bail!("the VM ended before the command could run");
+        }
+        () = tokio::time::sleep(BOOT_DEADLINE) => {
+            bail!("the guest did not come up within {} s", BOOT_DEADLINE.as_secs())
+        }
+        // As shells report a program ended by SIGINT and SIGTERM.
+        _ = interrupt.recv() => return Ok(Status(128 + 2)),
+        _ = terminate.recv() => return Ok(Status(128 + 15)),
+    };
+    tokio::select! {
+        status = exec::run(stream, exec, begun) => status,
+        ended = machine.wait() => {
+            ended?;
+            Err(anyhow!("the VM ended before the command did"))
+        }
+    }
+}
+
+/// An error with the last lines of the guest's console.
+fn with_console(error: anyhow::Error, log: &PathBuf) -> anyhow::Error {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
+    if last.is_empty() {
+        return error.context("the guest said nothing on its console");
+    }
+    // Escape codes of a guest must not reach the user's terminal.
+    let last: Vec<String> = last.iter().map(|line| line.trim_end().escape_debug().to_string()).collect();
+    anyhow!("{error:#}; the console's last lines:\n  {}", last.join("\n  "))
+}
+
+/// Copies a growing file to standard error.
+async fn follow(path: PathBuf) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// Often enough for a person who watches.
+    const EVERY: Duration = Duration::from_millis(50);
+    let mut file = loop {
+        match tokio::fs::File::open(&path).await {
+            Ok(file) => break file,
+            Err(_) => tokio::time::sleep(EVERY).await,
+        }
+    };
+    let mut buffer = [0; 4096];
+    while let Ok(len) = file.read(&mut buffer).await {
+        if len == 0 {
+            tokio::time::sleep(EVERY).await;
+        } else if tokio::io::stderr().write_all(&buffer[..len]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What this process and `others` caused to be written to disks, in bytes, as far as the system says
+/// (`write_bytes` of proc_pid_io(5)).
+fn disk_bytes_written(others: &[u32]) -> u64 {
+    let of = |pid: &str| {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+        io.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.trim().parse::<u64>().ok()
+    };
+    let others = others.iter().filter_map(|pid| of(&pid.to_string()));
+    of("self").into_iter().chain(others).sum()
+}
+
+impl Report {
+    /// The report for people.
+    pub fn lines(&self) -> String {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let seconds = |time: Option<Duration>| time.map_or("-".into(), |time| format!("{:.2} s", time.as_secs_f64()));
+        let share = 100.0 * self.served.bytes as f64 / self.image_bytes.max(1) as f64;
+        format!(
+            "hypervisor started after  {:.0} ms ({})\n\
+             guest init after          {}\n\
+             command after             {}\n\
+             bytes fetched             {:.1} MiB of {:.1} MiB in the image ({share:.1} %)\n\
+             objects fetched           {} of {}\n\
+             requests                  {}\n\
+             written to host disk      {} KiB",
+            self.hypervisor_started.as_secs_f64() * 1e3,
+            self.accelerator,
+            seconds(self.guest_init),
+            seconds(self.command_started),
+            mib(self.served.bytes),
+            mib(self.image_bytes),
+            self.served.objects,
+            self.image_objects,
+            self.served.requests,
+            self.disk_bytes_written >> 10,
+        )
+    }
+}

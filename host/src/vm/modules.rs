@@ -1,0 +1,172 @@
+//! Kernel modules: which ones the guest needs, in which order, ready to be loaded.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::Read;
+
+use anyhow::{Context, Result, bail};
+use object::{Object, ObjectSection};
+
+/// A module is never larger than this many bytes, unpacked.
+const MAX_MODULE: u64 = 64 << 20;
+
+/// What the guest needs of its kernel: module name, and what for.
+const REQUIRED: &[(&str, &str)] = &[
+    ("virtio_pci", "virtio devices"),
+    ("vmw_vsock_virtio_transport", "vsock to the host"),
+    ("fuse", "FUSE, for file content"),
+    ("erofs", "EROFS, for metadata"),
+    ("overlay", "overlayfs"),
+];
+
+/// What older kernels need besides: before 6.12 EROFS mounts block devices only.
+const REQUIRED_FOR_LOOP: (&str, &str) = ("loop", "EROFS through a loop device, which kernels before 6.12 need");
+
+/// A module, unpacked.
+#[derive(Debug)]
+pub struct Module {
+    /// As `lsmod` shows it.
+    pub name: String,
+    /// The ELF, without its signature.
+    pub content: Vec<u8>,
+}
+
+/// The modules of one kernel release, by name.
+pub struct ModuleTree<'a> {
+    /// Paths by module name.
+    paths: BTreeMap<String, String>,
+    builtin: HashSet<String>,
+    read: Box<dyn Fn(&str) -> Result<Vec<u8>> + 'a>,
+}
+
+/// `vmw-vsock.ko.xz` is the module `vmw_vsock`.
+fn module_name(path: &str) -> Option<String> {
+    let file = path.rsplit('/').next()?;
+    let (name, rest) = file.split_once(".ko")?;
+    matches!(rest, "" | ".xz" | ".zst" | ".gz").then(|| name.replace('-', "_"))
+}
+
+impl<'a> ModuleTree<'a> {
+    /// The tree of the module files `paths`, with the text of `modules.builtin`.
+    pub fn new(
+        paths: impl IntoIterator<Item = String>,
+        builtin: &str,
+        read: impl Fn(&str) -> Result<Vec<u8>> + 'a,
+    ) -> Self {
+        let paths = paths.into_iter().filter_map(|path| Some((module_name(&path)?, path))).collect();
+        Self { paths, builtin: builtin.lines().filter_map(module_name).collect(), read: Box::new(read) }
+    }
+
+    /// What the guest needs that is not built in, dependencies first. `release` is the kernel's.
+    ///
+    /// # Errors
+    /// If the kernel lacks something; the error says what.
+    pub fn needed(&self, release: &str) -> Result<Vec<Module>> {
+        let (major, minor) = version(release).with_context(|| format!("'{release}' is no kernel release"))?;
+        if (major, minor) < (6, 5) {
+            bail!("kernel {release} is too old: data-only overlay layers need 6.5 (6.12 is best)");
+        }
+        let mut wanted = REQUIRED.to_vec();
+        if (major, minor) < (6, 12) {
+            wanted.push(REQUIRED_FOR_LOOP);
+        }
+        let (mut modules, mut seen) = (Vec::new(), HashSet::new());
+        for (name, purpose) in wanted {
+            self.add(name, &mut modules, &mut seen)
+                .with_context(|| format!("kernel {release} lacks what the guest needs for {purpose}"))?;
+        }
+        Ok(modules)
+    }
+
+    fn add(&self, name: &str, modules: &mut Vec<Module>, seen: &mut HashSet<String>) -> Result<()> {
+        if self.builtin.contains(name) || !seen.insert(name.to_owned()) {
+            return Ok(());
+        }
+        let path = self.paths.get(name).with_context(|| format!("no module {name}, and it is not built in"))?;
+        let content = unpack(path, &(self.read)(path)?).with_context(|| format!("cannot unpack {path}"))?;
+        for dependency in dependencies(&content).with_context(|| format!("{path} is no kernel module"))? {
+            self.add(&dependency, modules, seen)?;
+        }
+        modules.push(Module { name: name.to_owned(), content: without_signature(content) });
+        Ok(())
+    }
+}
+
+/// Major and minor version of a release: `6.12.107+deb13` is (6, 12).
+pub fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn unpack(path: &str, packed: &[u8]) -> Result<Vec<u8>> {
+    let reader: Box<dyn Read + '_> = match path.rsplit('.').next() {
+        Some("xz") => Box::new(liblzma::read::XzDecoder::new(packed)),
+        Some("zst") => Box::new(zstd::Decoder::new(packed)?),
+        Some("gz") => Box::new(flate2::read::GzDecoder::new(packed)),
+        _ => Box::new(packed),
+    };
+    let mut content = Vec::new();
+    reader.take(MAX_MODULE).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// The `depends=` line of a module's `.modinfo` section.
+fn dependencies(module: &[u8]) -> Result<Vec<String>> {
+    let elf = object::File::parse(module)?;
+    let section = elf.section_by_name(".modinfo").context("it has no .modinfo section")?;
+    let text = section.data()?;
+    let line = text.split(|byte| *byte == 0).find_map(|line| line.strip_prefix(b"depends="));
+    let names = String::from_utf8_lossy(line.unwrap_or_default());
+    Ok(names.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect())
+}
+
+/// Cuts off the signature that a build appended: the guest trusts its initramfs, and checking a signature under
+/// emulation takes longer than loading the module.
+fn without_signature(mut module: Vec<u8>) -> Vec<u8> {
+    const MARK: &[u8] = b"~Module signature appended~\n";
+    /// `struct module_signature`; its last field is the signature's length, big-endian.
+    const INFO: usize = 12;
+    let Some(body) = module.strip_suffix(MARK) else { return module };
+    let Some((rest, info)) = body.split_last_chunk::<INFO>() else { return module };
+    let length = u32::from_be_bytes(info[8..].try_into().expect("4 bytes")) as usize;
+    if let Some(end) = rest.len().checked_sub(length) {
+        module.truncate(end);
+    }
+    module
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_versions() {
+        assert_eq!(module_name("kernel/net/vmw-vsock/vmw_vsock-x.ko.xz").as_deref(), Some("vmw_vsock_x"));
+        assert_eq!(module_name("modules.dep"), None);
+        assert_eq!(version("6.12.107+deb13-cloud-amd64"), Some((6, 12)));
+        assert_eq!(version("nonsense"), None);
+    }
+
+    #[test]
+    fn a_signature_is_cut_off_and_anything_else_left_alone() {
+        let signed = [b"module".as_slice(), b"SIGN", &[0; 8], &4u32.to_be_bytes(), b"~Module signature appended~\n"];
+        assert_eq!(without_signature(signed.concat()), b"module");
+        assert_eq!(without_signature(b"module".to_vec()), b"module");
+        assert_eq!(without_signature(b"~Module signature appended~\n".to_vec()), b"~Module signature appended~\n");
+    }
+
+    #[test]
+    fn a_kernel_that_lacks_something_is_refused_by_name() {
+        let tree = ModuleTree::new([], "kernel/fs/fuse/fuse.ko\n", |_| unreachable!());
+        let error = format!("{:#}", tree.needed("6.12.1").unwrap_err());
+        assert!(error.contains("virtio") && error.contains("6.12.1"), "{error}");
+        let error = format!("{:#}", tree.needed("5.10.0").unwrap_err());
+        assert!(error.contains("too old"), "{error}");
+        let old = ModuleTree::new(
+            [],
+            "virtio_pci.ko\nvmw_vsock_virtio_transport.ko\nfuse.ko\nerofs.ko\noverlay.ko\n",
+            |_| unreachable!(),
+        );
+        assert!(old.needed("6.12.0").unwrap().is_empty());
+        assert!(format!("{:#}", old.needed("6.6.0").unwrap_err()).contains("loop"));
+    }
+}

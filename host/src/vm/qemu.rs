@@ -1,0 +1,281 @@
+//! QEMU on Linux: direct kernel boot, a serial console, vsock, and nothing else.
+//!
+//! Where the host's kernel has vhost_vsock the guest's connections arrive at AF_VSOCK; elsewhere
+//! vhost-device-vsock, a process of its own beside QEMU, brings them to a unix socket.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::process::{Child, Command};
+
+use super::accel::Accelerator;
+use super::child::end_with_parent;
+use super::hypervisor::{BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec};
+use crate::home::Home;
+
+/// How long vhost-device-vsock may take to make its socket.
+const SOCKET_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long QEMU is watched for a refusal of its options, which comes at once or not at all.
+const REFUSAL_WINDOW: Duration = Duration::from_millis(20);
+
+/// The guest's address where vhost-device-vsock connects it: each guest has a device of its own.
+const PRIVATE_CID: u32 = 3;
+
+/// Words that save an emulated guest one to two seconds: no mitigations of speculation that does not happen, no
+/// calibration against a clock that QEMU keeps, no probing for hardware that is not there, no self-tests.
+const TCG_CMDLINE: &str = "mitigations=off tsc=reliable no_timer_check nokaslr random.trust_cpu=on \
+                           8250.nr_uarts=1 i8042.noaux i8042.nokbd i8042.noprobe cryptomgr.notests";
+
+/// QEMU with an accelerator.
+pub struct Qemu {
+    program: PathBuf,
+    accelerator: Accelerator,
+    transport: Transport,
+}
+
+#[derive(Clone, Debug)]
+enum Transport {
+    /// The host's own vhost_vsock, and the guest's address.
+    Vhost { cid: u32 },
+    /// This program.
+    VhostUser(PathBuf),
+}
+
+/// QEMU for this machine's architecture.
+///
+/// # Errors
+/// If it is not installed.
+pub fn program() -> Result<PathBuf> {
+    let name = format!("qemu-system-{}", std::env::consts::ARCH);
+    find_program(&name).with_context(|| {
+        format!("{name} is not installed: 'apt-get install qemu-system-x86' on Debian, 'dnf install qemu-kvm' on Fedora")
+    })
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+fn vhost_device_vsock(home: &Home) -> Result<PathBuf> {
+    const NAME: &str = "vhost-device-vsock";
+    const VARIABLE: &str = "LAZYROOT_VHOST_DEVICE_VSOCK";
+    if let Some(path) = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            bail!("there is no {NAME} at {} ({VARIABLE})", path.display());
+        }
+        return Ok(path);
+    }
+    let cargo = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo/bin").join(NAME));
+    let own = home.data_dir("bin")?.join(NAME);
+    let found = find_program(NAME).or_else(|| cargo.into_iter().chain([own]).find(|path| path.is_file()));
+    found.with_context(|| {
+        format!(
+            "this kernel has no /dev/vhost-vsock, and {NAME}, which serves without it, is not installed: \
+             'modprobe vhost_vsock' as root, or 'cargo install {NAME}'"
+        )
+    })
+}
+
+impl Qemu {
+    /// QEMU as it is installed, with the transport that this machine has.
+    ///
+    /// # Errors
+    /// If QEMU or the transport is missing.
+    pub fn new(home: &Home, accelerator: Accelerator) -> Result<Self> {
+        let vhost = File::options().read(true).write(true).open("/dev/vhost-vsock");
+        let transport = match vhost {
+            Ok(_) => Transport::Vhost { cid: random_cid()? },
+            Err(_) => Transport::VhostUser(vhost_device_vsock(home)?),
+        };
+        Ok(Self { program: program()?, accelerator, transport })
+    }
+
+    fn arguments(&self, spec: &MachineSpec) -> Result<Vec<String>> {
+        let memory = format!("{}M", spec.memory_mib);
+        let mut arguments: Vec<String> = [
+            "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-name", &spec.name,
+            "-M", "q35,memory-backend=mem", "-cpu", self.accelerator.cpu(), "-accel", self.accelerator.name(),
+            "-smp", &spec.cpus.to_string(), "-m", &memory,
+            // Shared, so that a vhost-user device reaches it.
+            "-object", &format!("memory-backend-memfd,id=mem,size={memory},share=on"),
+            "-kernel", utf8(&spec.kernel)?, "-initrd", utf8(&spec.initramfs)?, "-append", &spec.cmdline,
+        ]
+        .map(str::to_owned)
+        .into();
+        let mut add = |words: [&str; 2]| arguments.extend(words.map(str::to_owned));
+        match &spec.console {
+            Console::File(path) => {
+                add(["-chardev", &format!("file,id=console,path={}", option(utf8(path)?))]);
+            }
+            Console::Stdio => {
+                // Multiplexed with the monitor: Ctrl-A X ends the machine, Ctrl-A H lists the rest.
+                add(["-chardev", "stdio,id=console,mux=on,signal=off"]);
+                add(["-mon", "chardev=console,mode=readline"]);
+            }
+        }
+        add(["-serial", "chardev:console"]);
+        match &self.transport {
+            Transport::Vhost { cid } => add(["-device", &format!("vhost-vsock-pci,guest-cid={cid}")]),
+            Transport::VhostUser(_) => {
+                let socket = device_socket(spec);
+                add(["-chardev", &format!("socket,id=vsock,path={}", option(utf8(&socket)?))]);
+                add(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
+            }
+        }
+        Ok(arguments)
+    }
+
+    async fn launch(&self, spec: &MachineSpec) -> Result<QemuMachine> {
+        let device = match &self.transport {
+            Transport::Vhost { .. } => None,
+            Transport::VhostUser(program) => Some(start_device(program, spec).await?),
+        };
+        let log = spec.dir.join("qemu.log");
+        let mut command = Command::new(&self.program);
+        command.args(self.arguments(spec)?).stderr(create(&log)?).kill_on_drop(true);
+        if spec.console != Console::Stdio {
+            command.stdin(Stdio::null()).stdout(create(&spec.dir.join("qemu.out"))?);
+            // Ctrl-C is for us, and for the program in the guest.
+            command.process_group(0);
+        }
+        end_with_parent(command.as_std_mut());
+        let qemu = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        let mut machine = QemuMachine { qemu, device, log };
+        tokio::select! {
+            ended = machine.wait() => {
+                ended?;
+                bail!("QEMU ended as soon as it had started");
+            }
+            () = tokio::time::sleep(REFUSAL_WINDOW) => Ok(machine),
+        }
+    }
+}
+
+impl Hypervisor for Qemu {
+    fn console_device(&self) -> &'static str {
+        if std::env::consts::ARCH == "aarch64" { "ttyAMA0" } else { "ttyS0" }
+    }
+
+    fn cmdline(&self) -> String {
+        match self.accelerator {
+            Accelerator::Tcg => TCG_CMDLINE.into(),
+            Accelerator::Kvm => String::new(),
+        }
+    }
+
+    fn vsock(&self, spec: &MachineSpec) -> GuestListener {
+        match self.transport {
+            Transport::Vhost { .. } => GuestListener::Vsock { port: spec.vsock_port },
+            Transport::VhostUser(_) => GuestListener::Unix(spec.dir.join(format!("v_{}", spec.vsock_port))),
+        }
+    }
+
+    fn start<'a>(&'a self, spec: &'a MachineSpec) -> BoxFuture<'a, Result<Box<dyn Machine>>> {
+        Box::pin(async move { Ok(Box::new(self.launch(spec).await?) as Box<dyn Machine>) })
+    }
+}
+
+/// A guest address that is most likely free: the host's kernel refuses one that is not. 0 to 2 are reserved.
+fn random_cid() -> Result<u32> {
+    let mut bytes = [0; 4];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(u32::from_le_bytes(bytes) % (u32::MAX - 4) + 3)
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("QEMU cannot take the path {}, which is not UTF-8", path.display()))
+}
+
+/// A value in one of QEMU's comma-separated lists: commas are doubled.
+fn option(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("cannot make {}", path.display()))
+}
+
+fn device_socket(spec: &MachineSpec) -> PathBuf {
+    spec.dir.join("vhost.sock")
+}
+
+/// Starts vhost-device-vsock, and waits until QEMU can connect to it.
+async fn start_device(program: &Path, spec: &MachineSpec) -> Result<Child> {
+    let (socket, uds) = (device_socket(spec), spec.dir.join("v"));
+    for path in [&socket, &uds] {
+        if path.to_string_lossy().contains(',') {
+            bail!("vhost-device-vsock cannot take a path with a comma: {}", path.display());
+        }
+    }
+    let log = spec.dir.join("vsock.log");
+    let vm = format!("guest-cid={PRIVATE_CID},socket={},uds-path={}", utf8(&socket)?, utf8(&uds)?);
+    let mut command = Command::new(program);
+    command.args(["--vm", &vm]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(create(&log)?).kill_on_drop(true);
+    command.process_group(0);
+    end_with_parent(command.as_std_mut());
+    let mut device = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let deadline = Instant::now() + SOCKET_DEADLINE;
+    while !socket.exists() {
+        if let Some(status) = device.try_wait()? {
+            bail!("vhost-device-vsock ended with {status}: {}", last_words(&log));
+        }
+        if Instant::now() > deadline {
+            bail!("vhost-device-vsock made no socket within {} s", SOCKET_DEADLINE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(device)
+}
+
+/// The last line of a log, or what stands for it.
+fn last_words(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let last = text.lines().rev().find(|line| !line.trim().is_empty());
+    last.map_or_else(|| "it said nothing".to_owned(), |line| line.trim().escape_debug().to_string())
+}
+
+struct QemuMachine {
+    qemu: Child,
+    device: Option<Child>,
+    log: PathBuf,
+}
+
+impl Machine for QemuMachine {
+    fn pids(&self) -> Vec<u32> {
+        [self.qemu.id(), self.device.as_ref().and_then(Child::id)].into_iter().flatten().collect()
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            let status = match &mut self.device {
+                None => self.qemu.wait().await?,
+                Some(device) => tokio::select! {
+                    biased;
+                    status = self.qemu.wait() => status?,
+                    status = device.wait() => bail!("vhost-device-vsock ended under the VM with {}", status?),
+                },
+            };
+            if !status.success() {
+                bail!("QEMU ended with {status}: {}", last_words(&self.log));
+            }
+            Ok(())
+        })
+    }
+
+    fn kill(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            // Fails only for processes that have ended.
+            let _ = self.qemu.kill().await;
+            if let Some(device) = &mut self.device {
+                let _ = device.kill().await;
+            }
+        })
+    }
+}
