@@ -202,15 +202,17 @@ fn damaged_objects(store: &Store, image: &ObjectId) -> Result<Vec<ObjectId>> {
     Ok(damaged)
 }
 
-/// Forgets that the layers of an image were imported, so that the next import reads their files again.
+/// Forgets that an OCI image and its layers were imported, so that the next import reads their files again.
 fn forget_layers<Hash: FsVerityHashValue>(repository: &Repository<Hash>, name: &ImageName) -> Result<()> {
     // A folder has no layers.
     let Ok(image) = OciImage::open_ref(repository, name.as_str()) else { return Ok(()) };
-    for layer in image.layer_diff_ids() {
-        let stream = format!("streams/oci-layer-{layer}");
-        match rustix::fs::unlinkat(repository.repo_fd(), stream, AtFlags::empty()) {
+    let layers = image.layer_diff_ids().into_iter().map(|layer| format!("oci-layer-{layer}"));
+    let documents =
+        [format!("oci-config-{}", image.config_digest()), format!("oci-manifest-{}", image.manifest_digest())];
+    for stream in layers.chain(documents) {
+        match rustix::fs::unlinkat(repository.repo_fd(), format!("streams/{stream}"), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error).context("cannot forget a layer"),
+            Err(error) => return Err(error).context("cannot forget an image's layers"),
         }
     }
     Ok(())

@@ -82,8 +82,15 @@ impl Store {
     /// # Errors
     /// If there is something else at `path`, or it cannot be read.
     pub fn open(home: &Home, path: Option<&Path>) -> Result<Self> {
-        let path = path.map_or_else(|| home.repository(), Path::to_owned);
-        let path = std::path::absolute(&path)?;
+        Self::at(path.map_or_else(|| home.repository(), Path::to_owned))
+    }
+
+    /// Opens the repository at `path`, see [`Store::open`].
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn at(path: impl AsRef<Path>) -> Result<Self> {
+        let path = std::path::absolute(path)?;
         let meta_path = path.join("meta.json");
         let meta = match fs::read(&meta_path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && is_vacant(&path)? => {
