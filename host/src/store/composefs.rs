@@ -21,6 +21,7 @@ use rustix::io::Errno;
 
 use super::import::{Imported, Source};
 use super::name::ImageName;
+use super::podman::{self, SideBySide};
 use super::progress::Progress;
 use super::repo::Store;
 use super::source::{ObjectError, ObjectSource};
@@ -96,9 +97,31 @@ fn import_with<Hash: FsVerityHashValue>(
 ) -> Result<Imported> {
     let repository = Arc::new(Repository::<Hash>::open_path(CWD, store.path())?);
     repository.ensure_writable()?;
+    let reference = match from {
+        Source::ContainersStorage { image, .. } => format!("containers-storage:{image}"),
+        from => from.to_string(),
+    };
     let once = || match from {
         Source::Directory(path) => block_on(|| import_directory(&repository, path, progress))?,
-        _ => block_on(|| import_oci(&repository, from, name, progress))?,
+        Source::ContainersStorage { root, .. } => {
+            // Rootless, composefs finds the storage itself, and copies what it cannot share.
+            let storage = match root {
+                Some(root) => Some(root.clone()),
+                None if rustix::process::geteuid().is_root() && std::env::var_os("STORAGE_OPTS").is_none() => {
+                    podman::storage_root()
+                }
+                None => None,
+            };
+            let both = storage.as_deref().and_then(|storage| SideBySide::new(store.path(), storage));
+            match &both {
+                Some(SideBySide { repository, storage, .. }) => {
+                    let repository = Arc::new(Repository::<Hash>::open_path(CWD, repository)?);
+                    block_on(|| import_oci(&repository, &reference, Some(storage), name, progress))?
+                }
+                None => block_on(|| import_oci(&repository, &reference, storage.as_deref(), name, progress))?,
+            }
+        }
+        _ => block_on(|| import_oci(&repository, &reference, None, name, progress))?,
     };
     let mut imported = once()?;
     // An import takes an object that is there for a good one. One that was cut short, by a full disk or a crash, is
@@ -158,26 +181,23 @@ async fn import_directory<Hash: FsVerityHashValue>(
 
 async fn import_oci<Hash: FsVerityHashValue>(
     repository: &Arc<Repository<Hash>>,
-    from: &Source,
+    reference: &str,
+    storage_root: Option<&Path>,
     name: &ImageName,
     progress: &Progress,
 ) -> Result<Imported> {
     let reporter: Arc<dyn ProgressReporter> = Arc::new(Bars { progress: progress.clone(), bars: Mutex::default() });
-    let mut options = PullOptions { progress: Some(reporter), ..PullOptions::default() };
-    let reference = match from {
-        Source::ContainersStorage { root, image } => {
-            options.local_fetch = LocalFetchOpt::IfPossible;
-            options.storage_root = root.as_deref();
-            format!("containers-storage:{image}")
-        }
-        from => from.to_string(),
+    let options = PullOptions {
+        progress: Some(reporter),
+        // Only looked at for containers-storage.
+        local_fetch: LocalFetchOpt::IfPossible,
+        storage_root,
+        ..PullOptions::default()
     };
-    let pulled = composefs_oci::pull(repository, &reference, Some(name.as_str()), options).await?;
+    let pulled = composefs_oci::pull(repository, reference, Some(name.as_str()), options).await?;
     // The pull's own verity digests are of the documents before the image was linked to them.
     let image = OciImage::open(repository, &pulled.manifest_digest, None)?;
-    let id = image
-        .image_ref(repository.erofs_version())
-        .with_context(|| format!("{from} is no container image but an artifact"))?;
+    let id = image.image_ref(repository.erofs_version()).context("this is no container image but an OCI artifact")?;
     let config = image.read_config_json(repository)?;
     tracing::info!("{}", pulled.stats);
     Ok(Imported { id: object_id(id), config: Some(config) })
