@@ -19,6 +19,7 @@ use lazyroot_proto::{Algorithm, ObjectId, verity};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::files::remove_if_there;
 use super::import::{Imported, Source};
 use super::name::ImageName;
 use super::podman::{self, SideBySide};
@@ -240,15 +241,6 @@ fn forget_layers<Hash: FsVerityHashValue>(repository: &Repository<Hash>, name: &
 
 fn object_id<Hash: FsVerityHashValue>(hash: &Hash) -> ObjectId {
     hash.to_hex().parse().expect("composefs' digests are of the lengths that fs-verity knows")
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// One message in place of a long chain, where the system's error says it all.
