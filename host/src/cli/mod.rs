@@ -1,6 +1,9 @@
 //! The command line: one file per verb, which parses, calls and prints.
 
 mod image;
+#[cfg(target_os = "linux")]
+mod mount;
+mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +35,11 @@ enum Verb {
     /// Brings images into the store and shows what is there
     #[command(subcommand)]
     Image(image::ImageCommand),
+    Serve(serve::ServeArgs),
+    #[cfg(target_os = "linux")]
+    Mount(mount::MountArgs),
+    #[cfg(target_os = "linux")]
+    Umount(mount::UmountArgs),
 }
 
 /// How a listing is printed.
@@ -75,5 +83,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
     match cli.verb {
         Verb::Image(command) => image::run(command, &context),
+        Verb::Serve(args) => serve::run(&args, &context),
+        #[cfg(target_os = "linux")]
+        Verb::Mount(args) => mount::run(&args, &context),
+        #[cfg(target_os = "linux")]
+        Verb::Umount(args) => mount::umount(&args),
     }
 }

@@ -60,7 +60,7 @@ pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Resul
 
     let mut started = Some(started);
     let mut terminal = None;
-    let mut input = None;
+    let mut input: Option<mpsc::Receiver<Vec<u8>>> = None;
     let mut credit = 0;
     let mut signals = Signals::new()?;
     let mut output = Output { stdout: tokio::io::stdout(), stderr: tokio::io::stderr(), broken: false };
