@@ -19,8 +19,10 @@ use lazyroot_proto::{Algorithm, ObjectId, verity};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::files::remove_if_there;
 use super::import::{Imported, Source};
 use super::name::ImageName;
+use super::podman::{self, SideBySide};
 use super::progress::Progress;
 use super::repo::Store;
 use super::source::{ObjectError, ObjectSource};
@@ -96,9 +98,31 @@ fn import_with<Hash: FsVerityHashValue>(
 ) -> Result<Imported> {
     let repository = Arc::new(Repository::<Hash>::open_path(CWD, store.path())?);
     repository.ensure_writable()?;
+    let reference = match from {
+        Source::ContainersStorage { image, .. } => format!("containers-storage:{image}"),
+        from => from.to_string(),
+    };
     let once = || match from {
         Source::Directory(path) => block_on(|| import_directory(&repository, path, progress))?,
-        _ => block_on(|| import_oci(&repository, from, name, progress))?,
+        Source::ContainersStorage { root, .. } => {
+            // Rootless, composefs finds the storage itself, and copies what it cannot share.
+            let storage = match root {
+                Some(root) => Some(root.clone()),
+                None if rustix::process::geteuid().is_root() && std::env::var_os("STORAGE_OPTS").is_none() => {
+                    podman::storage_root()
+                }
+                None => None,
+            };
+            let both = storage.as_deref().and_then(|storage| SideBySide::new(store.path(), storage));
+            match &both {
+                Some(SideBySide { repository, storage, .. }) => {
+                    let repository = Arc::new(Repository::<Hash>::open_path(CWD, repository)?);
+                    block_on(|| import_oci(&repository, &reference, Some(storage), name, progress))?
+                }
+                None => block_on(|| import_oci(&repository, &reference, storage.as_deref(), name, progress))?,
+            }
+        }
+        _ => block_on(|| import_oci(&repository, &reference, None, name, progress))?,
     };
     let mut imported = once()?;
     // An import takes an object that is there for a good one. One that was cut short, by a full disk or a crash, is
@@ -158,26 +182,23 @@ async fn import_directory<Hash: FsVerityHashValue>(
 
 async fn import_oci<Hash: FsVerityHashValue>(
     repository: &Arc<Repository<Hash>>,
-    from: &Source,
+    reference: &str,
+    storage_root: Option<&Path>,
     name: &ImageName,
     progress: &Progress,
 ) -> Result<Imported> {
     let reporter: Arc<dyn ProgressReporter> = Arc::new(Bars { progress: progress.clone(), bars: Mutex::default() });
-    let mut options = PullOptions { progress: Some(reporter), ..PullOptions::default() };
-    let reference = match from {
-        Source::ContainersStorage { root, image } => {
-            options.local_fetch = LocalFetchOpt::IfPossible;
-            options.storage_root = root.as_deref();
-            format!("containers-storage:{image}")
-        }
-        from => from.to_string(),
+    let options = PullOptions {
+        progress: Some(reporter),
+        // Only looked at for containers-storage.
+        local_fetch: LocalFetchOpt::IfPossible,
+        storage_root,
+        ..PullOptions::default()
     };
-    let pulled = composefs_oci::pull(repository, &reference, Some(name.as_str()), options).await?;
+    let pulled = composefs_oci::pull(repository, reference, Some(name.as_str()), options).await?;
     // The pull's own verity digests are of the documents before the image was linked to them.
     let image = OciImage::open(repository, &pulled.manifest_digest, None)?;
-    let id = image
-        .image_ref(repository.erofs_version())
-        .with_context(|| format!("{from} is no container image but an artifact"))?;
+    let id = image.image_ref(repository.erofs_version()).context("this is no container image but an OCI artifact")?;
     let config = image.read_config_json(repository)?;
     tracing::info!("{}", pulled.stats);
     Ok(Imported { id: object_id(id), config: Some(config) })
@@ -202,15 +223,17 @@ fn damaged_objects(store: &Store, image: &ObjectId) -> Result<Vec<ObjectId>> {
     Ok(damaged)
 }
 
-/// Forgets that the layers of an image were imported, so that the next import reads their files again.
+/// Forgets that an OCI image and its layers were imported, so that the next import reads their files again.
 fn forget_layers<Hash: FsVerityHashValue>(repository: &Repository<Hash>, name: &ImageName) -> Result<()> {
     // A folder has no layers.
     let Ok(image) = OciImage::open_ref(repository, name.as_str()) else { return Ok(()) };
-    for layer in image.layer_diff_ids() {
-        let stream = format!("streams/oci-layer-{layer}");
-        match rustix::fs::unlinkat(repository.repo_fd(), stream, AtFlags::empty()) {
+    let layers = image.layer_diff_ids().into_iter().map(|layer| format!("oci-layer-{layer}"));
+    let documents =
+        [format!("oci-config-{}", image.config_digest()), format!("oci-manifest-{}", image.manifest_digest())];
+    for stream in layers.chain(documents) {
+        match rustix::fs::unlinkat(repository.repo_fd(), format!("streams/{stream}"), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error).context("cannot forget a layer"),
+            Err(error) => return Err(error).context("cannot forget an image's layers"),
         }
     }
     Ok(())
@@ -218,15 +241,6 @@ fn forget_layers<Hash: FsVerityHashValue>(repository: &Repository<Hash>, name: &
 
 fn object_id<Hash: FsVerityHashValue>(hash: &Hash) -> ObjectId {
     hash.to_hex().parse().expect("composefs' digests are of the lengths that fs-verity knows")
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// One message in place of a long chain, where the system's error says it all.

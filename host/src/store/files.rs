@@ -9,6 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
+
 /// Temporary files older than this belong to no process that still writes them.
 const STALE: Duration = Duration::from_secs(3600);
 
@@ -65,11 +67,8 @@ impl Files {
     }
 
     /// Removes a file; that it is not there is fine.
-    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
-        match fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        remove_if_there(&self.path(name))
     }
 
     /// Removes temporary files that killed processes left behind.
@@ -80,5 +79,15 @@ impl Files {
                 let _ = fs::remove_file(entry.path());
             }
         }
+    }
+}
+
+/// Removes a file; that it is not there is fine.
+pub(super) fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
     }
 }

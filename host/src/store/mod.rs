@@ -8,6 +8,8 @@ mod image;
 mod import;
 mod manifest;
 mod name;
+#[cfg(target_os = "linux")]
+mod podman;
 mod progress;
 mod recent;
 mod repo;

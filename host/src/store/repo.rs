@@ -17,7 +17,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::config::ImageConfig;
-use super::files::Files;
+use super::files::{Files, remove_if_there};
 use super::image::{Image, ImageSummary};
 use super::import::{self, Source};
 use super::manifest::Tree;
@@ -82,8 +82,15 @@ impl Store {
     /// # Errors
     /// If there is something else at `path`, or it cannot be read.
     pub fn open(home: &Home, path: Option<&Path>) -> Result<Self> {
-        let path = path.map_or_else(|| home.repository(), Path::to_owned);
-        let path = std::path::absolute(&path)?;
+        Self::at(path.map_or_else(|| home.repository(), Path::to_owned))
+    }
+
+    /// Opens the repository at `path`, see [`Store::open`].
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn at(path: impl AsRef<Path>) -> Result<Self> {
+        let path = std::path::absolute(path)?;
         let meta_path = path.join("meta.json");
         let meta = match fs::read(&meta_path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && is_vacant(&path)? => {
@@ -238,6 +245,8 @@ impl Store {
     /// If the source cannot be read, the store cannot be written or `name` is no valid name.
     pub fn import(&self, from: &Source, name: Option<&str>, progress: &Progress) -> Result<Image> {
         let name = name.map_or_else(|| Ok(from.default_name()), str::parse)?;
+        // Until the image has a name, garbage collection would take it.
+        let _lock = self.lock()?;
         self.files.sweep();
         let imported = import::import(self, from, &name, progress)?;
         let id = imported.id;
@@ -444,13 +453,4 @@ fn create(path: &Path) -> Result<()> {
 #[cfg(not(target_os = "linux"))]
 fn create(_path: &Path) -> Result<()> {
     bail!("stores are made on Linux, for example in the podman machine")
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
