@@ -1,12 +1,16 @@
 //! The command line: one file per verb, which parses, calls and prints.
 
 mod image;
+mod kernel;
 #[cfg(target_os = "linux")]
 mod mount;
+mod run;
 mod serve;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -32,9 +36,12 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Verb {
+    Run(run::RunArgs),
     /// Brings images into the store and shows what is there
     #[command(subcommand)]
     Image(image::ImageCommand),
+    #[command(subcommand)]
+    Kernel(kernel::KernelCommand),
     Serve(serve::ServeArgs),
     #[cfg(target_os = "linux")]
     Mount(mount::MountArgs),
@@ -64,13 +71,19 @@ pub struct Context {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    let launched = Instant::now();
     #[cfg(target_os = "linux")]
     crate::store::serve_if_storage_helper();
     let cli = Cli::parse();
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
     let filter = tracing_subscriber::EnvFilter::try_from_env("LAZYROOT_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
-    match run(cli) {
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
+    match run(cli, launched) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lazyroot: {error:#}");
@@ -79,10 +92,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
+fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
     let context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
     match cli.verb {
         Verb::Image(command) => image::run(command, &context),
+        Verb::Run(args) => run::run(args, &context, launched),
+        Verb::Kernel(command) => kernel::run(command, &context),
         Verb::Serve(args) => serve::run(&args, &context),
         #[cfg(target_os = "linux")]
         Verb::Mount(args) => mount::run(&args, &context),

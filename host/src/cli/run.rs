@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use lazyroot_proto::exec::{Exec, Window};
+use lazyroot_proto::exec::Exec;
 
 use super::Context;
 use crate::store::{Image, Store};
@@ -142,12 +142,12 @@ fn command(args: &RunArgs, image: &Image) -> Result<Option<Exec>> {
         if let Ok(kind) = std::env::var("TERM") {
             env.push(format!("TERM={kind}").into_bytes());
         }
-        Some(Window { ..window })
+        Some(window)
     } else {
         None
     };
-    let workdir = args.workdir.clone().or(config.workdir).unwrap_or_default();
-    let user = args.user.clone().or(config.user).unwrap_or_default();
+    let workdir = args.workdir.clone().unwrap_or(config.working_dir);
+    let user = args.user.clone().unwrap_or(config.user);
     Ok(Some(Exec { argv, env, workdir: workdir.into(), user: user.into(), terminal }))
 }
 

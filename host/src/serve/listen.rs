@@ -70,7 +70,10 @@ impl fmt::Display for Endpoint {
 pub struct Listener(Inner);
 
 enum Inner {
-    Unix { listener: UnixListener, _remove: RemoveOnDrop },
+    Unix {
+        listener: UnixListener,
+        _remove: RemoveOnDrop,
+    },
     #[cfg(target_os = "linux")]
     Vsock(tokio_vsock::VsockListener),
 }

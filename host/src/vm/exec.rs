@@ -134,7 +134,10 @@ impl Output {
         if self.broken {
             return Ok(());
         }
-        let written = async { self.stdout.write_all(data).await?; self.stdout.flush().await };
+        let written = async {
+            self.stdout.write_all(data).await?;
+            self.stdout.flush().await
+        };
         if written.await.is_err() {
             self.broken = true;
             write_frame(to_guest, &ToGuest::Signal(SIGPIPE).encode()).await.context("the guest went away")?;

@@ -198,10 +198,14 @@ impl Kernels {
 
     fn import_files(&self, files: &dyn KernelFiles, source: &str) -> Result<Kernel> {
         let (release, modules_dir) = find_release(files)?;
-        let candidates =
-            [format!("usr/lib/modules/{release}/vmlinuz"), format!("boot/vmlinuz-{release}"), format!("lib/modules/{release}/vmlinuz")];
+        let candidates = [
+            format!("usr/lib/modules/{release}/vmlinuz"),
+            format!("boot/vmlinuz-{release}"),
+            format!("lib/modules/{release}/vmlinuz"),
+        ];
         let path = candidates.iter().find(|path| files.has(path));
-        let path = path.with_context(|| format!("there is no kernel of release {release}: {}", candidates.join(", ")))?;
+        let path =
+            path.with_context(|| format!("there is no kernel of release {release}: {}", candidates.join(", ")))?;
         let vmlinuz = files.read(path)?;
         let kind = KernelImage::identify(&vmlinuz).with_context(|| format!("cannot boot {path}"))?;
 

@@ -52,7 +52,9 @@ enum Transport {
 pub fn program() -> Result<PathBuf> {
     let name = format!("qemu-system-{}", std::env::consts::ARCH);
     find_program(&name).with_context(|| {
-        format!("{name} is not installed: 'apt-get install qemu-system-x86' on Debian, 'dnf install qemu-kvm' on Fedora")
+        format!(
+            "{name} is not installed: 'apt-get install qemu-system-x86' on Debian, 'dnf install qemu-kvm' on Fedora"
+        )
     })
 }
 
@@ -99,12 +101,32 @@ impl Qemu {
     fn arguments(&self, spec: &MachineSpec) -> Result<Vec<String>> {
         let memory = format!("{}M", spec.memory_mib);
         let mut arguments: Vec<String> = [
-            "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-name", &spec.name,
-            "-M", "q35,memory-backend=mem", "-cpu", self.accelerator.cpu(), "-accel", self.accelerator.name(),
-            "-smp", &spec.cpus.to_string(), "-m", &memory,
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-name",
+            &spec.name,
+            "-M",
+            "q35,memory-backend=mem",
+            "-cpu",
+            self.accelerator.cpu(),
+            "-accel",
+            self.accelerator.name(),
+            "-smp",
+            &spec.cpus.to_string(),
+            "-m",
+            &memory,
             // Shared, so that a vhost-user device reaches it.
-            "-object", &format!("memory-backend-memfd,id=mem,size={memory},share=on"),
-            "-kernel", utf8(&spec.kernel)?, "-initrd", utf8(&spec.initramfs)?, "-append", &spec.cmdline,
+            "-object",
+            &format!("memory-backend-memfd,id=mem,size={memory},share=on"),
+            "-kernel",
+            utf8(&spec.kernel)?,
+            "-initrd",
+            utf8(&spec.initramfs)?,
+            "-append",
+            &spec.cmdline,
         ]
         .map(str::to_owned)
         .into();

@@ -12,7 +12,7 @@ use object::read::elf::{ElfFile64, ProgramHeader};
 const MAX_KERNEL: u64 = 512 << 20;
 
 /// Type of the ELF note that holds the PVH entry point (`XEN_ELFNOTE_PHYS32_ENTRY`).
-const PVH_NOTE: u32 = 18;
+const PVH_NOTE: object::elf::NoteType = object::elf::NoteType(18);
 
 /// What a kernel file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,9 @@ pub fn pvh_elf(bzimage: &[u8]) -> Result<Option<Vec<u8>>> {
     let file = ElfFile64::<object::Endianness>::parse(&*elf).context("the bzImage's payload is no 64-bit ELF")?;
     let endian = object::Endianness::Little;
     for header in file.elf_program_headers() {
-        let Some(mut notes) = header.notes(endian, &*elf).context("the kernel's ELF notes are damaged")? else { continue };
+        let Some(mut notes) = header.notes(endian, &*elf).context("the kernel's ELF notes are damaged")? else {
+            continue;
+        };
         while let Some(note) = notes.next().context("the kernel's ELF notes are damaged")? {
             if note.name() == b"Xen" && note.n_type(endian) == PVH_NOTE {
                 return Ok(Some(elf));
