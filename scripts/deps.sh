@@ -37,7 +37,7 @@ install_packages() {
     # shellcheck disable=SC2086 # a list of names
     {
         as_root apt-get update -qq
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >&2
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
     }
 }
 
