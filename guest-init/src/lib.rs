@@ -1,1 +1,18 @@
-//! lazyroot in the guest: the data plane and the init.
+//! lazyroot in the guest: the data plane, and the init that mounts an image with it.
+//!
+//! The data plane (`link`, `objects`, `datafs`, `mount`) runs on any Linux, which is how `lazyroot mount` shows
+//! an image without a VM. The others are for the VM alone: `boot` is PID 1, `daemon` the process behind the
+//! root, `agent` runs programs for the host.
+
+pub mod agent;
+pub mod boot;
+mod clock;
+pub mod cmdline;
+pub mod daemon;
+pub mod datafs;
+pub mod link;
+mod loopdev;
+pub mod mount;
+pub mod objects;
+mod sys;
+mod users;

@@ -1,2 +1,25 @@
-//! guest-init.
-fn main() {}
+//! The one program in the initramfs: PID 1, and, under another name, the data plane.
+
+use std::process::ExitCode;
+
+use lazyroot_guest::{boot, daemon};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args();
+    let name = arguments.next().unwrap_or_default();
+    if name == boot::DAEMON_NAME {
+        let started = arguments.next().and_then(|text| text.parse().ok()).unwrap_or_default();
+        return match daemon::main(started) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("lazyroot: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if std::process::id() == 1 {
+        boot::main();
+    }
+    eprintln!("guest-init is the init of lazyroot's initramfs; to boot a VM use 'lazyroot run'");
+    ExitCode::FAILURE
+}

@@ -11,3 +11,4 @@ pub mod index;
 pub mod verity;
 
 pub use id::{Algorithm, ObjectId};
+pub use index::ObjectIndex;

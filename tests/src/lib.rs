@@ -1,1 +1,29 @@
-//! What the end-to-end tests and benchmarks share.
+//! What the end-to-end tests and benchmarks share: what `make test` hands them, a private lazyroot to play
+//! with, and an exact comparison of trees.
+
+pub mod bench;
+pub mod lazyroot;
+pub mod tree;
+
+use std::path::PathBuf;
+
+/// A path that `make test` sets in the environment.
+///
+/// # Panics
+/// If it is not set: a test never skips itself.
+pub fn given(name: &str) -> PathBuf {
+    match std::env::var_os(name) {
+        Some(path) => path.into(),
+        None => panic!("{name} is not set: run the tests with 'make test'"),
+    }
+}
+
+/// A real Debian root, made by `make test` with mmdebstrap.
+pub fn rootfs() -> PathBuf {
+    given("LAZYROOT_TEST_ROOTFS")
+}
+
+/// Debian's cloud kernel package, downloaded by `make test`.
+pub fn kernel_deb() -> PathBuf {
+    given("LAZYROOT_TEST_KERNEL_DEB")
+}

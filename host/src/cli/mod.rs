@@ -1,5 +1,10 @@
 //! The command line: one file per verb, which parses, calls and prints.
 
+mod image;
+#[cfg(target_os = "linux")]
+mod mount;
+mod serve;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -26,7 +31,16 @@ struct Cli {
 }
 
 #[derive(clap::Subcommand)]
-enum Verb {}
+enum Verb {
+    /// Brings images into the store and shows what is there
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    Serve(serve::ServeArgs),
+    #[cfg(target_os = "linux")]
+    Mount(mount::MountArgs),
+    #[cfg(target_os = "linux")]
+    Umount(mount::UmountArgs),
+}
 
 /// How a listing is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -50,6 +64,8 @@ pub struct Context {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    crate::store::serve_if_storage_helper();
     let cli = Cli::parse();
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
     let filter = tracing_subscriber::EnvFilter::try_from_env("LAZYROOT_LOG").unwrap_or_else(|_| level.into());
@@ -64,6 +80,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    let _context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
-    match cli.verb {}
+    let context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
+    match cli.verb {
+        Verb::Image(command) => image::run(command, &context),
+        Verb::Serve(args) => serve::run(&args, &context),
+        #[cfg(target_os = "linux")]
+        Verb::Mount(args) => mount::run(&args, &context),
+        #[cfg(target_os = "linux")]
+        Verb::Umount(args) => mount::umount(&args),
+    }
 }

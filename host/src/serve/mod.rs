@@ -1,1 +1,107 @@
 //! The object server: sessions with guests over any transport.
+//!
+//! A guest opens every connection and says what it is for ([`Role`]). Data connections are answered from the
+//! image that the guest names, if this server serves it; control and stream connections go to the [`Hub`] of
+//! the VM whose socket they came in on, if there is one.
+
+mod catalog;
+mod hub;
+mod listen;
+mod session;
+mod stats;
+mod wire;
+
+use std::sync::Arc;
+
+use lazyroot_proto::frame::{ErrorCode, EventKind, FromHost, Request, Role};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+pub use catalog::{Catalog, ServedImage};
+pub use hub::{Hub, HubError};
+pub use listen::{BoxStream, Endpoint, Listener};
+pub use stats::{Snapshot, Stats};
+pub use wire::{read_frame, write_frame};
+
+/// Memory for replies that wait for a disk or another server, over all sessions, in KiB. Replies from the page
+/// cache do not count: there is at most one of them per session, and it is on its way out.
+const SLOW_REPLY_BUDGET_KIB: u32 = 32 << 10;
+
+/// Something that happened in a guest.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// What.
+    pub kind: EventKind,
+    /// When, in nanoseconds since the guest's kernel started.
+    pub at: u64,
+    /// For people; may be empty.
+    pub text: String,
+}
+
+/// Answers guests. Cheap to share; one server has any number of listeners and sessions.
+pub struct Server {
+    catalog: Catalog,
+    hub: Option<Arc<Hub>>,
+    events: Box<dyn Fn(Event) + Send + Sync>,
+    stats: Arc<Stats>,
+    slow_replies: Arc<Semaphore>,
+}
+
+impl Server {
+    /// A server of the images in `catalog`. Connections for running commands go to `hub`; without one they are
+    /// refused. `events` hears what guests report; it must not block.
+    pub fn new(catalog: Catalog, hub: Option<Arc<Hub>>, events: impl Fn(Event) + Send + Sync + 'static) -> Self {
+        Self {
+            catalog,
+            hub,
+            events: Box::new(events),
+            stats: Arc::default(),
+            slow_replies: Arc::new(Semaphore::new(SLOW_REPLY_BUDGET_KIB as usize)),
+        }
+    }
+
+    /// What was served so far, over all sessions.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Accepts connections until the listener fails. Dropping the future ends its sessions.
+    pub async fn serve(self: Arc<Self>, mut listener: Listener) -> std::io::Result<()> {
+        let mut sessions = JoinSet::new();
+        loop {
+            tokio::select! {
+                stream = listener.accept() => {
+                    let server = self.clone();
+                    let stream = stream?;
+                    sessions.spawn(async move { server.connection(stream).await });
+                }
+                Some(_) = sessions.join_next() => (),
+            }
+        }
+    }
+
+    /// One connection, from hello to end. Faults of the peer end the connection, never the server.
+    async fn connection(&self, mut stream: BoxStream) {
+        let hello = match read_frame(&mut stream).await {
+            Ok((header, payload)) => Request::decode(header.kind, &payload),
+            // A hypervisor that probes the socket, or a guest that went away: nothing to say.
+            Err(_) => return,
+        };
+        let refusal = match hello {
+            Ok(Request::Hello(hello)) => match (hello.role, &self.hub) {
+                (Role::Data(manifest), _) => match self.catalog.get(&manifest) {
+                    Some(image) => return session::run(self, image, stream).await,
+                    None => format!("image {manifest} is not served here"),
+                },
+                (Role::Control, Some(hub)) => return hub.control(stream).await,
+                (Role::Stream(number), Some(hub)) => return hub.stream(number, stream).await,
+                (Role::Control | Role::Stream(_), None) => "this server runs no commands".to_owned(),
+            },
+            Ok(_) => "the first frame must be a hello".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!("refused a connection: {refusal}");
+        let refusal = FromHost::Error { code: ErrorCode::Refused, message: refusal };
+        let _ = write_frame(&mut stream, &refusal.encode(0)).await;
+    }
+}

@@ -1,5 +1,27 @@
 //! Where images and objects come from: the composefs repository, importing into it, and looking inside.
 
+#[cfg(target_os = "linux")]
+mod composefs;
+mod config;
+mod files;
+mod image;
+mod import;
+mod manifest;
+mod name;
+mod progress;
+mod recent;
+mod repo;
+mod repository;
 mod source;
 
+#[cfg(target_os = "linux")]
+pub use composefs::serve_if_storage_helper;
+pub use config::ImageConfig;
+pub use image::{Image, ImageSummary};
+pub use import::Source;
+pub use manifest::{Census, Content, Node, Tree};
+pub use name::{ImageName, ParseNameError};
+pub use progress::Progress;
+pub use repo::{Removed, Store};
+pub use repository::RepositorySource;
 pub use source::{ObjectError, ObjectSource};

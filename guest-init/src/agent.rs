@@ -1,0 +1,287 @@
+//! Running programs for the host: a control connection on which it asks for streams, and one program per stream.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, ToGuest, ToHost, Window};
+use lazyroot_proto::frame::{FromHost, Hello, Request, Role};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::boot::power_off;
+use crate::link::{Address, FrameReader, dial, write_capped};
+use crate::sys::{self, Identity};
+use crate::users;
+
+/// Pause before the control connection is opened again after it broke.
+const RECONNECT: Duration = Duration::from_millis(200);
+
+/// The host's hand in the guest.
+pub struct Agent {
+    address: Address,
+    root: Arc<OwnedFd>,
+}
+
+impl Agent {
+    /// An agent that runs programs in `root`, a directory that becomes theirs.
+    pub fn new(address: Address, root: OwnedFd) -> Self {
+        Self { address, root: Arc::new(root) }
+    }
+
+    /// Serves the host; never returns.
+    pub fn run(self) -> ! {
+        loop {
+            // A broken connection is the host's restart or sleep: try for ever.
+            let _ = self.control();
+            thread::sleep(RECONNECT);
+        }
+    }
+
+    fn control(&self) -> io::Result<()> {
+        let mut frames = self.open(Role::Control)?;
+        loop {
+            let (header, payload) = match frames.read_frame() {
+                Ok(frame) => frame,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => continue,
+                Err(error) => return Err(error),
+            };
+            match FromHost::decode(header.kind, &payload).map_err(io::Error::other)? {
+                FromHost::OpenStream(number) => {
+                    let frames = self.open(Role::Stream(number))?;
+                    let root = self.root.clone();
+                    thread::spawn(move || {
+                        if let Err(error) = run_program(frames, &root) {
+                            eprintln!("lazyroot: a command's stream ended: {error}");
+                        }
+                    });
+                }
+                FromHost::PowerOff => power_off(),
+                FromHost::Welcome { .. } => (),
+                other => return Err(io::Error::other(format!("unexpected on a control connection: {other:?}"))),
+            }
+        }
+    }
+
+    fn open(&self, role: Role) -> io::Result<FrameReader> {
+        let stream = Arc::new(dial(&self.address)?);
+        write_capped(&*stream, &Request::Hello(Hello { role }).encode(0))?;
+        Ok(FrameReader::new(stream))
+    }
+}
+
+/// The sending half of a program's stream, shared by its output pumps.
+#[derive(Clone)]
+struct Host(Arc<Mutex<Arc<File>>>);
+
+impl Host {
+    fn send(&self, message: &ToHost) -> io::Result<()> {
+        let stream = self.0.lock().expect("no panic under the lock");
+        write_capped(&**stream, &message.encode())
+    }
+}
+
+/// Makes a message of a piece of output: standard output's or standard error's.
+type Wrap = fn(Vec<u8>) -> ToHost;
+
+/// A program that was started.
+struct Program {
+    child: Child,
+    stdin: File,
+    outputs: Vec<(File, Wrap)>,
+    terminal: Option<File>,
+}
+
+fn next_message(frames: &mut FrameReader) -> io::Result<ToGuest> {
+    loop {
+        match frames.read_frame() {
+            Ok((header, payload)) => return ToGuest::decode(header.kind, &payload).map_err(io::Error::other),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => (),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn run_program(mut frames: FrameReader, root: &OwnedFd) -> io::Result<()> {
+    let host = Host(Arc::new(Mutex::new(frames.stream())));
+    let ToGuest::Exec(exec) = next_message(&mut frames)? else {
+        return Err(io::Error::other("the first message is not a program to run"));
+    };
+    let mut program = match start(&exec, root) {
+        Ok(program) => program,
+        Err(error) => {
+            let missing =
+                error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound);
+            let why = if missing { ExecError::NotFound } else { ExecError::CannotRun };
+            return host.send(&ToHost::Failed(why, format!("{error:#}")));
+        }
+    };
+    host.send(&ToHost::Started)?;
+    let group = Pid::from_child(&program.child);
+    // Its end tells the pumps that no more output need be waited for.
+    let (ended, running) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let ended = Arc::new(ended);
+    let pumps: Vec<_> = program
+        .outputs
+        .drain(..)
+        .map(|(output, wrap)| {
+            let (host, ended) = (host.clone(), ended.clone());
+            thread::spawn(move || pump(output, &ended, |data| host.send(&wrap(data))))
+        })
+        .collect();
+    let (input, queue) = channel();
+    let feeder = host.clone();
+    let stdin = program.stdin;
+    // Not joined: a write to a program that never reads ends with the program's pipe.
+    thread::spawn(move || feed(stdin, &queue, &feeder));
+    let terminal = program.terminal;
+    // Not joined either: it ends with the stream, or with this process.
+    thread::spawn(move || listen(&mut frames, &input, group, terminal));
+
+    let status = program.child.wait()?;
+    drop(running);
+    for pump in pumps {
+        pump.join().map_err(|_| io::Error::other("an output pump panicked"))??;
+    }
+    let exit = match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Status(code as u8),
+        (None, Some(signal)) => Exit::Signal(signal as u8),
+        (None, None) => Exit::Status(u8::MAX),
+    };
+    host.send(&ToHost::Exit(exit))
+}
+
+/// What the host sends while the program runs.
+fn listen(frames: &mut FrameReader, input: &Sender<Vec<u8>>, group: Pid, terminal: Option<File>) {
+    while let Ok(message) = next_message(frames) {
+        match message {
+            ToGuest::Stdin(data) => {
+                // Nobody takes it any more: the program closed its input.
+                let _ = input.send(data);
+            }
+            ToGuest::Signal(number) => {
+                if let Some(signal) = Signal::from_named_raw(number.into()) {
+                    let _ = kill_process_group(group, signal);
+                }
+            }
+            ToGuest::Window(window) => {
+                if let Some(terminal) = &terminal {
+                    let _ = tcsetwinsize(terminal, winsize(window));
+                }
+            }
+            ToGuest::Exec(_) => break,
+        }
+    }
+    // The host is gone: so is whoever wanted the program.
+    let _ = kill_process_group(group, Signal::HUP);
+}
+
+/// Writes the program's input and grants the host as much again.
+fn feed(mut stdin: File, queue: &Receiver<Vec<u8>>, host: &Host) {
+    while let Ok(data) = queue.recv() {
+        if data.is_empty()
+            || stdin.write_all(&data).is_err()
+            || host.send(&ToHost::StdinCredit(data.len() as u32)).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Sends output on until its end, or until the program has ended and nothing more is there.
+fn pump(mut output: File, ended: &OwnedFd, send: impl Fn(Vec<u8>) -> io::Result<()>) -> io::Result<()> {
+    let mut buffer = [0; MAX_CHUNK];
+    let mut running = true;
+    loop {
+        let mut fds = vec![PollFd::new(&output, PollFlags::IN)];
+        if running {
+            fds.push(PollFd::new(ended, PollFlags::IN));
+        }
+        let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, if running { None } else { Some(&at_once) })?;
+        let (readable, over) = (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|end| !end.revents().is_empty()));
+        drop(fds);
+        running &= !over;
+        if !readable {
+            // After the end comes one more look: output may have been written just before it.
+            if running || over {
+                continue;
+            }
+            return Ok(());
+        }
+        match output.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(len) => send(buffer[..len].to_vec())?,
+            // How a terminal says that its last user is gone.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn start(exec: &Exec, root: &OwnedFd) -> Result<Program> {
+    let Some((program, arguments)) = exec.argv.split_first() else { bail!("no program was named") };
+    let identity = users::resolve(root, &exec.user)?;
+    let workdir = if exec.workdir.is_empty() { b"/".as_slice() } else { &exec.workdir };
+    if let Err(error) = users::open_in(root, workdir, rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY) {
+        // Not "not found", which would say that the program is.
+        bail!("cannot start in {}: {error}", String::from_utf8_lossy(workdir));
+    }
+    let mut command = Command::new(sys::os_string(program));
+    command.args(arguments.iter().map(|argument| sys::os_string(argument))).env_clear();
+    command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    command.env("HOME", sys::os_string(&identity.home));
+    for variable in &exec.env {
+        let mut parts = variable.splitn(2, |byte| *byte == b'=');
+        let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        command.env(sys::os_string(name), sys::os_string(value));
+    }
+    let named = || format!("cannot run '{}'", String::from_utf8_lossy(program));
+    let ids = Identity { uid: identity.uid, gid: identity.gid, groups: identity.groups };
+    match exec.terminal {
+        None => {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            sys::prepare_program(&mut command, root, workdir, ids, sys::Controlling::No)?;
+            let mut child = command.spawn().with_context(named)?;
+            let file = |fd: Option<OwnedFd>| File::from(fd.expect("all three are pipes"));
+            let stdin = file(child.stdin.take().map(OwnedFd::from));
+            let stdout = file(child.stdout.take().map(OwnedFd::from));
+            let stderr = file(child.stderr.take().map(OwnedFd::from));
+            Ok(Program {
+                child,
+                stdin,
+                outputs: vec![(stdout, ToHost::Stdout), (stderr, ToHost::Stderr)],
+                terminal: None,
+            })
+        }
+        Some(window) => {
+            let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+            let terminal = users::open_in(root, b"/dev/ptmx", flags).context("the guest has no /dev/ptmx")?;
+            unlockpt(&terminal)?;
+            let other_end =
+                ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+            tcsetwinsize(&terminal, winsize(window))?;
+            let _ = rustix::fs::fchown(&other_end, Some(rustix::fs::Uid::from_raw(ids.uid)), None);
+            command.stdin(other_end.try_clone()?).stdout(other_end.try_clone()?).stderr(other_end);
+            sys::prepare_program(&mut command, root, workdir, ids, sys::Controlling::Stdin)?;
+            let child = command.spawn().with_context(named)?;
+            let terminal = File::from(terminal);
+            let stdin = terminal.try_clone()?;
+            let output = terminal.try_clone()?;
+            Ok(Program { child, stdin, outputs: vec![(output, ToHost::Stdout)], terminal: Some(terminal) })
+        }
+    }
+}
+
+fn winsize(window: Window) -> Winsize {
+    Winsize { ws_row: window.rows, ws_col: window.columns, ws_xpixel: 0, ws_ypixel: 0 }
+}

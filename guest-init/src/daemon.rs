@@ -1,0 +1,61 @@
+//! The process behind a VM's root: it mounts the image, answers the kernel, and runs what the host asks for.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use lazyroot_proto::frame::EventKind;
+use rustix::fs::{Mode, OFlags};
+
+use crate::agent::Agent;
+use crate::boot::{DAEMON_READY, SYSROOT};
+use crate::clock::monotonic_now;
+use crate::cmdline::{self, Instructions};
+use crate::link::{Address, Link, REQUEST_DEADLINE};
+use crate::mount::{self, Upper};
+
+/// Runs until the machine powers off. `started` is when init began, in nanoseconds since the kernel did.
+///
+/// # Errors
+/// If the image cannot be mounted. The host has been told then, if it could be reached.
+pub fn main(started: u64) -> Result<()> {
+    // Killing the process behind the root would leave nothing that works. Best effort: not every kernel has it.
+    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+    let cmdline = fs::read_to_string("/proc/cmdline").context("cannot read the kernel command line")?;
+    let Instructions::Boot(boot) = Instructions::parse(&cmdline)? else { bail!("a probe boots no image") };
+    let address = Address::Vsock(boot.port);
+    let link = Link::connect(address.clone(), boot.trust.manifest, REQUEST_DEADLINE)
+        .context("cannot reach lazyroot on the host")?;
+    let link = Arc::new(link);
+    link.event(EventKind::Init, started, "");
+    let mounted = match mount_root(&link, &boot) {
+        Ok(mounted) => mounted,
+        Err(error) => {
+            link.event(EventKind::Fatal, monotonic_now(), &format!("{error:#}"));
+            // Time for the message to leave the machine before PID 1 ends it.
+            std::thread::sleep(Duration::from_millis(200));
+            return Err(error);
+        }
+    };
+    link.event(EventKind::Mounted, monotonic_now(), "");
+    // Open before it moves: the descriptor follows the mount.
+    let root = rustix::fs::open(SYSROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{DAEMON_READY}")?;
+    stdout.flush()?;
+    let agent = Agent::new(address, root);
+    std::thread::Builder::new().name("agent".into()).spawn(move || agent.run())?;
+    mounted.wait().context("the root's data layer ended")
+}
+
+fn mount_root(link: &Arc<Link>, boot: &cmdline::Boot) -> Result<mount::Mounted> {
+    let workdir = Path::new("/run/lazyroot");
+    fs::create_dir_all(workdir)?;
+    let mounted = mount::mount(link.clone(), boot.trust, Path::new(SYSROOT), workdir, Upper::Tmpfs)?;
+    // Best effort: an empty folder in /run bothers nobody.
+    let _ = fs::remove_dir(workdir);
+    Ok(mounted)
+}

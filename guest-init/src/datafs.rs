@@ -1,0 +1,145 @@
+//! The FUSE data layer: every object of the image as `ab/cdef...`, the layout that the manifest's redirects name.
+//!
+//! overlayfs asks little of it: LOOKUP of a directory and of a file, READ, and GETATTR. Names and sizes are
+//! answered from the object index without asking the host, and never expire, since objects never change.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+};
+use lazyroot_proto::ObjectId;
+
+use crate::objects::Objects;
+
+/// Threads that answer the kernel. Each waits for its own reply, so this is also how many reads are in flight.
+const THREADS: usize = 8;
+
+/// Objects and their sizes never change: the kernel may keep what it knows for ever.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// What the kernel reads ahead at most, in bytes: its own upper limit for one FUSE READ.
+pub const READAHEAD: u32 = 1 << 20;
+
+const ROOT: u64 = 1;
+/// Inodes of the 256 directories, by their byte.
+const FIRST_DIR: u64 = 2;
+/// Inodes of objects, by position in the index.
+const FIRST_OBJECT: u64 = FIRST_DIR + 256;
+
+struct DataFs {
+    objects: Arc<Objects>,
+    uid: u32,
+    gid: u32,
+}
+
+/// Serves `objects` on an opened and mounted `/dev/fuse` descriptor in threads of its own; returns the handle
+/// that ends when the file system is unmounted.
+///
+/// # Errors
+/// If the kernel does not shake hands or threads cannot be made.
+pub fn serve(objects: Arc<Objects>, device: OwnedFd) -> io::Result<fuser::BackgroundSession> {
+    let mut config = fuser::Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(THREADS);
+    // A queue of its own for every thread: they do not contend for one lock.
+    config.clone_fd = true;
+    let fs = DataFs { objects, uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
+    Session::from_fd(fs, device, SessionACL::All, config)?.spawn()
+}
+
+impl DataFs {
+    fn attr(&self, ino: u64) -> Option<FileAttr> {
+        let (kind, perm, size) = if ino < FIRST_OBJECT {
+            (FileType::Directory, 0o555, 0)
+        } else {
+            let position = u32::try_from(ino - FIRST_OBJECT).ok()?;
+            (FileType::RegularFile, 0o444, self.objects.index().get(position)?.1)
+        };
+        Some(FileAttr {
+            ino: INodeNo(ino),
+            size,
+            blocks: size.div_ceil(512),
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind,
+            perm,
+            nlink: 1,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        })
+    }
+
+    fn child(&self, parent: u64, name: &[u8]) -> Option<u64> {
+        if parent == ROOT {
+            let name = std::str::from_utf8(name).ok().filter(|name| name.len() == 2)?;
+            return Some(FIRST_DIR + u64::from(u8::from_str_radix(name, 16).ok()?));
+        }
+        let dir = u8::try_from(parent.checked_sub(FIRST_DIR)?).ok()?;
+        let id = ObjectId::from_object_path(dir, name)?;
+        Some(FIRST_OBJECT + u64::from(self.objects.index().position(&id)?))
+    }
+}
+
+impl Filesystem for DataFs {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Best effort all: a kernel without one of these is slower, not wrong.
+        let _ = config.set_max_readahead(READAHEAD);
+        let _ = config.set_max_write(READAHEAD);
+        for flag in [InitFlags::FUSE_ASYNC_READ, InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_NO_OPEN_SUPPORT] {
+            let _ = config.add_capabilities(flag);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let attr = self.child(parent.0, name.as_bytes()).and_then(|ino| self.attr(ino));
+        match attr {
+            Some(attr) => reply.entry(&FOREVER, &attr, Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.attr(ino.0) {
+            Some(attr) => reply.attr(&FOREVER, &attr),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    /// ENOSYS tells the kernel once that files need no opening; it never asks again.
+    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let position = ino.0.checked_sub(FIRST_OBJECT).and_then(|position| u32::try_from(position).ok());
+        match position.and_then(|position| self.objects.read(position, offset, size)) {
+            Some(Ok(bytes)) => reply.data(&bytes),
+            // Never ENOENT, never short: the kernel would show a file that is missing or full of zeros.
+            Some(Err(_)) => reply.error(Errno::EIO),
+            None => reply.error(Errno::EISDIR),
+        }
+    }
+}

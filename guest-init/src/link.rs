@@ -1,0 +1,581 @@
+//! One connection to the host: pipelined requests, deadlines, reconnect and replay.
+//!
+//! # Who reads
+//!
+//! There is no reader thread. A caller that waits for its reply and finds nobody reading becomes the *leader*:
+//! it reads frames, hands other callers theirs, and passes the lead on when its own has come. A lone request
+//! thus costs one write and one read on the thread that needs the bytes, with no switch to another thread in
+//! between, and still any number of requests are in flight together and complete in any order.
+//!
+//! # When the host goes away
+//!
+//! Objects never change, so every request can be asked again. A connection that breaks, or stays silent after
+//! a ping, is replaced, and every request that waits is sent anew. A request gives up at its deadline.
+//! Nothing is done for an idle connection: it costs no wake-ups, and the next request finds out.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use lazyroot_proto::ObjectId;
+use lazyroot_proto::frame::{
+    ErrorCode, EventKind, FrameError, FromHost, HEADER, Header, Hello, MAX_GUEST_WRITE, MAX_READ, Metadata, Request,
+    Role, kind,
+};
+
+/// How long one request may take, reconnects included, before it fails: long enough for a host that restarts or
+/// wakes from sleep, short enough that a program sees EIO rather than hangs for ever.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Silence on a connection with requests in flight after which the host is asked whether it is alive; as much
+/// silence again and the connection is replaced. A hypervisor's proxy may never tell us that the server died.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Pause between attempts to connect: the host's socket may appear only once the VM runs.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Receive buffer for headers and small replies: a full one saves system calls, a larger one only memory.
+const BUFFER: usize = 64 << 10;
+
+/// Receive window asked of vsock: guest kernels from 6.12.92 on may reset a stream with many small queued
+/// packets when the default 256 KiB fill up.
+const VSOCK_WINDOW: u64 = 8 << 20;
+
+/// Where the host listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A unix socket on this machine.
+    Unix(PathBuf),
+    /// The hypervisor's host, at this vsock port.
+    Vsock(u32),
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The host answered with an error.
+    #[error("{message}")]
+    Host {
+        /// Which kind.
+        code: ErrorCode,
+        /// The host's words.
+        message: String,
+    },
+    /// No answer within the deadline.
+    #[error("no answer from the host within {} s", .0.as_secs())]
+    Deadline(Duration),
+    /// The host answered with something that makes no sense; asking again would not help.
+    #[error("the host broke the protocol: {0}")]
+    Protocol(#[from] FrameError),
+    /// The host's reply was not as long as what was asked for.
+    #[error("the host sent {got} bytes where {wanted} were asked for")]
+    Length {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes received.
+        got: u64,
+    },
+}
+
+/// Sizes of an image's metadata, learnt when the session opened.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    manifest: u64,
+    index: u64,
+}
+
+/// A session with the host's object server about one image.
+pub struct Link {
+    address: Address,
+    role: Role,
+    deadline: Duration,
+    calls: Mutex<Calls>,
+    /// Held by the leader; whoever gets it reads.
+    reader: Mutex<Option<FrameReader>>,
+    /// Held while a frame is written, so that frames never mix.
+    writer: Mutex<Option<Arc<File>>>,
+}
+
+#[derive(Default)]
+struct Calls {
+    next_tag: u64,
+    waiting: HashMap<u64, Call>,
+    sizes: Option<Sizes>,
+}
+
+struct Call {
+    /// The whole request frame, kept for replay.
+    frame: Vec<u8>,
+    caller: Thread,
+    reply: Option<Result<Vec<u8>, LinkError>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no thread panics while it holds a lock of the link")
+}
+
+impl Link {
+    /// Connects and opens a session about the image with this manifest digest. Retries until `deadline` has
+    /// passed; later requests have the same time each.
+    ///
+    /// # Errors
+    /// If nobody answers in time, or the host refuses (it does not have the image, or speaks another version).
+    pub fn connect(address: Address, manifest: ObjectId, deadline: Duration) -> Result<Self, LinkError> {
+        let link = Self {
+            address,
+            role: Role::Data(manifest),
+            deadline,
+            calls: Mutex::default(),
+            reader: Mutex::default(),
+            writer: Mutex::default(),
+        };
+        link.reconnect(&mut lock(&link.reader), Instant::now() + deadline)?;
+        Ok(link)
+    }
+
+    /// The image's EROFS manifest, not verified yet.
+    pub fn manifest(&self) -> Result<Vec<u8>, LinkError> {
+        self.metadata(Metadata::Manifest)
+    }
+
+    /// The image's object index, not verified yet.
+    pub fn index(&self) -> Result<Vec<u8>, LinkError> {
+        self.metadata(Metadata::Index)
+    }
+
+    fn metadata(&self, what: Metadata) -> Result<Vec<u8>, LinkError> {
+        let sizes = lock(&self.calls).sizes.expect("a connected link has had its welcome");
+        let size = match what {
+            Metadata::Manifest => sizes.manifest,
+            Metadata::Index => sizes.index,
+        };
+        self.in_pieces(size, |offset, len| Request::Get { what, offset, len })
+    }
+
+    /// `len` bytes (1 to [`MAX_READ`]) at byte `offset` of an object; the range must lie inside it. Not verified.
+    pub fn read(&self, id: ObjectId, offset: u64, len: u32) -> Result<Vec<u8>, LinkError> {
+        self.exactly(&Request::Read { id, offset, len }, len)
+    }
+
+    /// The `len` bytes of an object's Merkle leaves, not verified.
+    pub fn leaves(&self, id: ObjectId, len: u64) -> Result<Vec<u8>, LinkError> {
+        self.in_pieces(len, |offset, len| Request::Leaves { id, offset, len })
+    }
+
+    /// Tells the host what happened here at `at` (nanoseconds since the kernel started); `text` may be empty.
+    /// Lost if the connection is.
+    pub fn event(&self, kind: EventKind, at: u64, text: &str) {
+        let frame = Request::Event { kind, at, text: text.into() }.encode(0);
+        // An event is worth no retry: what matters is told again, or seen by its effects.
+        let _ = self.send(&frame);
+    }
+
+    fn in_pieces(&self, size: u64, request: impl Fn(u64, u32) -> Request) -> Result<Vec<u8>, LinkError> {
+        let mut all = Vec::new();
+        while (all.len() as u64) < size {
+            let offset = all.len() as u64;
+            let len = (size - offset).min(MAX_READ.into()) as u32;
+            all.extend_from_slice(&self.exactly(&request(offset, len), len)?);
+        }
+        Ok(all)
+    }
+
+    fn exactly(&self, request: &Request, wanted: u32) -> Result<Vec<u8>, LinkError> {
+        let data = self.call(request)?;
+        if data.len() != wanted as usize {
+            return Err(LinkError::Length { wanted: wanted.into(), got: data.len() as u64 });
+        }
+        Ok(data)
+    }
+
+    /// Sends a request and waits for its reply, leading the reading if nobody else does.
+    fn call(&self, request: &Request) -> Result<Vec<u8>, LinkError> {
+        let deadline = Instant::now() + self.deadline;
+        let tag = {
+            let mut calls = lock(&self.calls);
+            calls.next_tag += 1;
+            let tag = calls.next_tag;
+            let call = Call { frame: request.encode(tag), caller: thread::current(), reply: None };
+            calls.waiting.insert(tag, call);
+            tag
+        };
+        // A failed write shows up as a failed read, which replays this request.
+        let frame = request.encode(tag);
+        let _ = self.send(&frame);
+        let reply = self.wait(tag, deadline);
+        let next = {
+            let mut calls = lock(&self.calls);
+            calls.waiting.remove(&tag);
+            calls.waiting.values().find(|call| call.reply.is_none()).map(|call| call.caller.clone())
+        };
+        // Whoever still waits may have to take the lead now.
+        if let Some(next) = next {
+            next.unpark();
+        }
+        reply
+    }
+
+    fn take_reply(&self, tag: u64) -> Option<Result<Vec<u8>, LinkError>> {
+        lock(&self.calls).waiting.get_mut(&tag)?.reply.take()
+    }
+
+    fn wait(&self, tag: u64, deadline: Instant) -> Result<Vec<u8>, LinkError> {
+        let mut asked = false;
+        loop {
+            if let Some(reply) = self.take_reply(tag) {
+                return reply;
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(LinkError::Deadline(self.deadline));
+            }
+            let Ok(mut reader) = self.reader.try_lock() else {
+                // The leader unparks us with our reply, or to take over; the time-out is the deadline's.
+                thread::park_timeout(deadline - now);
+                continue;
+            };
+            // The reply may have come between the look and the lock.
+            if let Some(reply) = self.take_reply(tag) {
+                return reply;
+            }
+            match reader.as_mut().map(FrameReader::read_frame) {
+                Some(Ok((header, payload))) => {
+                    asked = false;
+                    if let Some(reply) = self.dispatch(tag, header, payload) {
+                        return reply;
+                    }
+                }
+                Some(Err(error)) if is_timeout(&error) && !asked => {
+                    asked = true;
+                    let _ = self.send(&Request::Ping.encode(0));
+                }
+                // Broken, silent, or not there at all.
+                Some(Err(_)) | None => {
+                    asked = false;
+                    self.reconnect(&mut reader, deadline)?;
+                }
+            }
+        }
+    }
+
+    /// Hands a frame to the call that it answers; returns it if that is the caller's own.
+    fn dispatch(&self, own: u64, header: Header, payload: Vec<u8>) -> Option<Result<Vec<u8>, LinkError>> {
+        let reply = match header.kind {
+            // Without a copy: by far the most frequent, and the longest.
+            kind::DATA => Ok(payload),
+            other => match FromHost::decode(other, &payload) {
+                Ok(FromHost::Error { code, message }) => Err(LinkError::Host { code, message }),
+                Ok(FromHost::Pong) => return None,
+                Ok(_) => Err(FrameError::UnknownKind(other).into()),
+                Err(error) => Err(error.into()),
+            },
+        };
+        if header.tag == own {
+            return Some(reply);
+        }
+        // No such call: its deadline has passed, or it was answered on the connection before.
+        if let Some(call) = lock(&self.calls).waiting.get_mut(&header.tag) {
+            call.reply = Some(reply);
+            call.caller.unpark();
+        }
+        None
+    }
+
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        match &*lock(&self.writer) {
+            Some(stream) => write_capped(&**stream, frame),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Replaces the connection and sends every waiting request again.
+    fn reconnect(&self, reader: &mut Option<FrameReader>, deadline: Instant) -> Result<(), LinkError> {
+        *reader = None;
+        *lock(&self.writer) = None;
+        loop {
+            match self.open_session() {
+                Ok((fresh, sizes)) => {
+                    // Nobody writes between here and the end of the replay: a request made meanwhile waits
+                    // for the writer and is in `waiting` already, so it may be sent twice, never zero times.
+                    let mut writer = lock(&self.writer);
+                    let mut calls = lock(&self.calls);
+                    calls.sizes = Some(sizes);
+                    let replayed = calls
+                        .waiting
+                        .values()
+                        .filter(|call| call.reply.is_none())
+                        .try_for_each(|call| write_capped(&*fresh.stream, &call.frame));
+                    if replayed.is_ok() {
+                        *writer = Some(fresh.stream.clone());
+                        *reader = Some(fresh);
+                        return Ok(());
+                    }
+                }
+                Err(SessionError::Refused(error)) => return Err(error),
+                Err(SessionError::Unreachable) => (),
+            }
+            if Instant::now() + RETRY >= deadline {
+                return Err(LinkError::Deadline(self.deadline));
+            }
+            thread::sleep(RETRY);
+        }
+    }
+
+    fn open_session(&self) -> Result<(FrameReader, Sizes), SessionError> {
+        let unreachable = |_| SessionError::Unreachable;
+        let stream = Arc::new(dial(&self.address).map_err(unreachable)?);
+        let hello = Request::Hello(Hello { role: self.role.clone() });
+        write_capped(&*stream, &hello.encode(0)).map_err(unreachable)?;
+        let mut reader = FrameReader::new(stream);
+        // A hypervisor's proxy may accept for a server that is not there: only a welcome counts.
+        let (header, payload) = reader.read_frame().map_err(unreachable)?;
+        match FromHost::decode(header.kind, &payload) {
+            Ok(FromHost::Welcome { manifest_size, index_size }) => {
+                Ok((reader, Sizes { manifest: manifest_size, index: index_size }))
+            }
+            Ok(FromHost::Error { code, message }) => Err(SessionError::Refused(LinkError::Host { code, message })),
+            Ok(_) => Err(SessionError::Refused(FrameError::UnknownKind(header.kind).into())),
+            Err(error) => Err(SessionError::Refused(error.into())),
+        }
+    }
+}
+
+enum SessionError {
+    /// Worth another try.
+    Unreachable,
+    /// The host said no.
+    Refused(LinkError),
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// Connects, with the time-outs and buffers that the link relies on.
+pub fn dial(address: &Address) -> io::Result<File> {
+    let fd: OwnedFd = match address {
+        Address::Unix(path) => UnixStream::connect(path)?.into(),
+        Address::Vsock(port) => {
+            let stream = vsock::VsockStream::connect_with_cid_port(vsock::VMADDR_CID_HOST, *port)?;
+            crate::sys::set_vsock_window(&stream, VSOCK_WINDOW)?;
+            stream.into()
+        }
+    };
+    rustix::net::sockopt::set_socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv, Some(HEARTBEAT))?;
+    Ok(File::from(fd))
+}
+
+/// Writes all of `data` in pieces of at most [`MAX_GUEST_WRITE`] bytes (see there why).
+pub fn write_capped(mut stream: impl Write, data: &[u8]) -> io::Result<()> {
+    data.chunks(MAX_GUEST_WRITE).try_for_each(|piece| stream.write_all(piece))
+}
+
+/// Takes frames off a stream, several small ones per system call.
+pub struct FrameReader {
+    stream: Arc<File>,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl FrameReader {
+    /// The stream, to write to.
+    pub fn stream(&self) -> Arc<File> {
+        self.stream.clone()
+    }
+
+    /// A reader of `stream`, from its next byte on.
+    pub fn new(stream: Arc<File>) -> Self {
+        Self { stream, buffer: vec![0; BUFFER].into(), start: 0, end: 0 }
+    }
+
+    /// The next frame. A time-out before its first byte may be tried again; any other error is final for the
+    /// stream, a time-out inside a frame included.
+    pub fn read_frame(&mut self) -> io::Result<(Header, Vec<u8>)> {
+        while self.end - self.start < HEADER {
+            if let Err(error) = self.fill() {
+                let clean = self.start == self.end && is_timeout(&error);
+                return Err(if clean { error } else { io::ErrorKind::UnexpectedEof.into() });
+            }
+        }
+        let header = self.buffer[self.start..][..HEADER].try_into().expect("HEADER bytes");
+        let header = Header::decode(header).map_err(io::Error::other)?;
+        self.start += HEADER;
+        let len = header.len as usize;
+        let mut payload = Vec::with_capacity(len);
+        let buffered = len.min(self.end - self.start);
+        payload.extend_from_slice(&self.buffer[self.start..][..buffered]);
+        self.start += buffered;
+        if len - buffered >= BUFFER {
+            payload.resize(len, 0);
+            (&*self.stream).read_exact(&mut payload[buffered..])?;
+        }
+        while payload.len() < len {
+            self.fill()?;
+            let take = (len - payload.len()).min(self.end - self.start);
+            payload.extend_from_slice(&self.buffer[self.start..][..take]);
+            self.start += take;
+        }
+        Ok((header, payload))
+    }
+
+    /// Reads more, at least one byte.
+    fn fill(&mut self) -> io::Result<()> {
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        loop {
+            match (&*self.stream).read(&mut self.buffer[self.end..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    self.end += count;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// Records the size of every write.
+    struct Sizes(Vec<usize>);
+
+    impl Write for &mut Sizes {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.push(data.len());
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_write_is_longer_than_vhost_device_vsock_can_take() {
+        let mut sizes = Sizes(Vec::new());
+        write_capped(&mut sizes, &vec![0; 100_000]).unwrap();
+        assert!(sizes.0.iter().all(|&size| size <= MAX_GUEST_WRITE), "{:?}", sizes.0);
+        assert_eq!(sizes.0.iter().sum::<usize>(), 100_000);
+    }
+
+    struct Server {
+        listener: UnixListener,
+        address: Address,
+        _dir: tempfile::TempDir,
+    }
+
+    fn server() -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        Server { listener: UnixListener::bind(&path).unwrap(), address: Address::Unix(path), _dir: dir }
+    }
+
+    fn id(number: u8) -> ObjectId {
+        lazyroot_proto::verity::digest(lazyroot_proto::Algorithm::Sha256, &[number])
+    }
+
+    impl Server {
+        /// Accepts a connection and answers its hello.
+        fn accept(&self) -> FrameReader {
+            let (stream, _) = self.listener.accept().unwrap();
+            let mut reader = FrameReader::new(Arc::new(File::from(OwnedFd::from(stream))));
+            let (header, payload) = reader.read_frame().unwrap();
+            assert!(matches!(Request::decode(header.kind, &payload), Ok(Request::Hello(_))));
+            reply(&reader, 0, &FromHost::Welcome { manifest_size: 0, index_size: 0 });
+            reader
+        }
+    }
+
+    fn reply(reader: &FrameReader, tag: u64, message: &FromHost) {
+        (&*reader.stream).write_all(&message.encode(tag)).unwrap();
+    }
+
+    #[test]
+    fn replies_in_any_order_reach_their_callers() {
+        const CALLS: u64 = 8;
+        let server = server();
+        let address = server.address.clone();
+        let host = thread::spawn(move || {
+            let mut reader = server.accept();
+            let requests: Vec<_> = (0..CALLS).map(|_| reader.read_frame().unwrap()).collect();
+            for (header, payload) in requests.iter().rev() {
+                let Ok(Request::Read { offset, len, .. }) = Request::decode(header.kind, payload) else { panic!() };
+                reply(&reader, header.tag, &FromHost::Data(&vec![offset as u8; len as usize]));
+            }
+            reader
+        });
+        let link = Link::connect(address, id(0), REQUEST_DEADLINE).unwrap();
+        thread::scope(|scope| {
+            for offset in 0..CALLS {
+                let link = &link;
+                scope
+                    .spawn(move || assert_eq!(link.read(id(1), offset, 100_000).unwrap(), vec![offset as u8; 100_000]));
+            }
+        });
+        drop(host.join().unwrap());
+    }
+
+    #[test]
+    fn a_broken_connection_is_replaced_and_requests_are_sent_again() {
+        let server = server();
+        let address = server.address.clone();
+        let host = thread::spawn(move || {
+            let mut first = server.accept();
+            first.read_frame().unwrap();
+            drop(first);
+            let mut second = server.accept();
+            let (header, _) = second.read_frame().unwrap();
+            reply(&second, header.tag, &FromHost::Data(b"abcd"));
+            second
+        });
+        let link = Link::connect(address, id(0), REQUEST_DEADLINE).unwrap();
+        assert_eq!(link.read(id(1), 0, 4).unwrap(), b"abcd");
+        drop(host.join().unwrap());
+    }
+
+    #[test]
+    fn a_request_gives_up_at_its_deadline_and_a_short_reply_is_an_error() {
+        let server = server();
+        let address = server.address.clone();
+        let host = thread::spawn(move || {
+            let mut reader = server.accept();
+            let (header, _) = reader.read_frame().unwrap();
+            reply(&reader, header.tag, &FromHost::Data(b"abc"));
+            reader.read_frame().unwrap();
+            // Not answered: hold the connection until the guest has given up and gone.
+            let _ = reader.read_frame();
+        });
+        let link = Link::connect(address, id(0), Duration::from_millis(300)).unwrap();
+        assert!(matches!(link.read(id(1), 0, 4), Err(LinkError::Length { wanted: 4, got: 3 })));
+        assert!(matches!(link.read(id(1), 0, 4), Err(LinkError::Deadline(_))));
+        drop(link);
+        host.join().unwrap();
+    }
+
+    #[test]
+    fn a_host_that_refuses_is_not_asked_again() {
+        let server = server();
+        let address = server.address.clone();
+        let host = thread::spawn(move || {
+            let (stream, _) = server.listener.accept().unwrap();
+            let mut reader = FrameReader::new(Arc::new(File::from(OwnedFd::from(stream))));
+            reader.read_frame().unwrap();
+            reply(&reader, 0, &FromHost::Error { code: ErrorCode::Refused, message: "no such image".into() });
+        });
+        let refused = Link::connect(address, id(0), REQUEST_DEADLINE);
+        assert!(matches!(refused, Err(LinkError::Host { code: ErrorCode::Refused, .. })));
+        host.join().unwrap();
+    }
+}

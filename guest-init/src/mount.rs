@@ -1,0 +1,307 @@
+//! Mounting an image: its EROFS manifest as metadata, the FUSE layer as data, overlayfs over both.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use lazyroot_proto::index::ObjectIndex;
+use lazyroot_proto::{ObjectId, verity};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+
+use crate::link::Link;
+use crate::objects::Objects;
+use crate::{datafs, loopdev};
+
+/// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire
+/// (the kernel command line, or the local store).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trust {
+    /// fs-verity digest of the EROFS manifest.
+    pub manifest: ObjectId,
+    /// fs-verity digest of the object index.
+    pub index: ObjectId,
+}
+
+/// Where changes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upper {
+    /// Nowhere: the mount is read-only.
+    None,
+    /// To memory, gone with the mount.
+    Tmpfs,
+}
+
+/// A mounted image. Dropping it does not unmount: the kernel's mount lives until it is unmounted, and needs
+/// this process until then.
+pub struct Mounted {
+    session: fuser::BackgroundSession,
+    objects: Arc<Objects>,
+}
+
+impl Mounted {
+    /// Waits until the image is unmounted.
+    pub fn wait(self) -> io::Result<()> {
+        self.session.join()
+    }
+
+    /// The image's objects, and with them the link to the host.
+    pub fn objects(&self) -> &Arc<Objects> {
+        &self.objects
+    }
+}
+
+/// Fetches the image's metadata over `link`, checks it against `trust`, and mounts the image at `target`, which
+/// must exist. `workdir`, a folder of our own, holds the layers for a moment.
+///
+/// # Errors
+/// If the metadata does not match `trust`, or the kernel lacks a feature (the error says which). Nothing stays
+/// mounted then.
+pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper: Upper) -> Result<Mounted> {
+    let (manifest, index) = metadata(&link, trust)?;
+    let objects = Arc::new(Objects::new(link, index));
+    // A ramfs of our own for the manifest and the layers' mount points. Unlike a tmpfs it can back an EROFS
+    // mount, and once detached it goes when the last layer does.
+    rustix::mount::mount("lazyroot", workdir, "ramfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
+        .with_context(|| mount_hint("ramfs", workdir))?;
+    let detach = DetachOnDrop(workdir);
+    let layer = |name: &str| -> Result<PathBuf> {
+        let dir = workdir.join(name);
+        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(dir)
+    };
+
+    let image = workdir.join("manifest.erofs");
+    fs::write(&image, manifest).context("cannot keep the manifest in memory")?;
+    let metadata_layer = layer("metadata")?;
+    attach(erofs(&image)?, &metadata_layer)?;
+
+    let data_layer = layer("data")?;
+    let (device, data) = fuse()?;
+    // The kernel's first request waits in the queue already; the session answers it.
+    attach(data, &data_layer)?;
+    let session = datafs::serve(objects.clone(), device).context("cannot serve the FUSE data layer")?;
+    let mounted = Mounted { session, objects };
+    set_readahead(&data_layer);
+
+    let upper_layer = match upper {
+        Upper::None => None,
+        Upper::Tmpfs => {
+            let dir = layer("upper")?;
+            rustix::mount::mount("lazyroot", &dir, "tmpfs", MountFlags::empty(), c"mode=755")
+                .context("cannot mount a tmpfs for changes")?;
+            Some(dir)
+        }
+    };
+    attach(overlay(&metadata_layer, &data_layer, upper_layer.as_deref())?, target)?;
+    drop(detach);
+    Ok(mounted)
+}
+
+/// The manifest's bytes and the index, both exactly what `trust` names.
+fn metadata(link: &Link, trust: Trust) -> Result<(Vec<u8>, ObjectIndex)> {
+    let manifest = link.manifest().context("cannot fetch the image's manifest")?;
+    let found = verity::digest(trust.manifest.algorithm(), &manifest);
+    if found != trust.manifest {
+        bail!("the manifest does not match its digest: expected {}, got {found}; the image is refused", trust.manifest);
+    }
+    let index = link.index().context("cannot fetch the image's object index")?;
+    let found = verity::digest(trust.index.algorithm(), &index);
+    if found != trust.index {
+        bail!(
+            "the object index does not match its digest: expected {}, got {found}; the image is refused",
+            trust.index
+        );
+    }
+    Ok((manifest, ObjectIndex::from_bytes(&index)?))
+}
+
+/// Unmounts lazily what is mounted at a path, and what is below.
+struct DetachOnDrop<'a>(&'a Path);
+
+impl Drop for DetachOnDrop<'_> {
+    fn drop(&mut self) {
+        let _ = unmount(self.0, UnmountFlags::DETACH);
+    }
+}
+
+fn attach(mount: OwnedFd, target: &Path) -> Result<()> {
+    move_mount(mount.as_fd(), "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .with_context(|| format!("cannot mount at {}", target.display()))
+}
+
+fn mount_hint(what: &str, at: &Path) -> String {
+    let who = if rustix::process::geteuid().is_root() { "" } else { " (mounting needs root: try sudo)" };
+    format!("cannot mount {what} at {}{who}", at.display())
+}
+
+/// A file system being configured, whose errors carry the kernel's own words.
+struct FsContext {
+    name: &'static str,
+    fd: OwnedFd,
+}
+
+impl FsContext {
+    fn open(name: &'static str, missing: &str) -> Result<Self> {
+        let fd = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| {
+            let who = if rustix::process::geteuid().is_root() { missing } else { "mounting needs root: try sudo" };
+            format!("this kernel cannot mount {name}: {who}")
+        })?;
+        Ok(Self { name, fd })
+    }
+
+    fn set(&self, key: &str, value: &str) -> Result<&Self> {
+        fsconfig_set_string(self.fd.as_fd(), key, value).map_err(|error| self.explain(error))?;
+        Ok(self)
+    }
+
+    fn flag(&self, key: &str) -> Result<&Self> {
+        fsconfig_set_flag(self.fd.as_fd(), key).map_err(|error| self.explain(error))?;
+        Ok(self)
+    }
+
+    fn create(&self, attributes: MountAttrFlags) -> Result<OwnedFd> {
+        fsconfig_create(self.fd.as_fd()).map_err(|error| self.explain(error))?;
+        fsmount(self.fd.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|error| self.explain(error))
+    }
+
+    /// The error with what the kernel wrote about it into the descriptor (fsopen(2)).
+    fn explain(&self, error: rustix::io::Errno) -> anyhow::Error {
+        let mut words = Vec::new();
+        let mut buffer = [0; 1024];
+        while let Ok(len @ 1..) = rustix::io::read(&self.fd, &mut buffer) {
+            words.push(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned());
+        }
+        anyhow::Error::new(error).context(format!("cannot mount {}: {}", self.name, words.join("; ")))
+    }
+}
+
+fn erofs(image: &Path) -> Result<OwnedFd> {
+    let mount = |source: &str| {
+        let erofs = FsContext::open("erofs", "it needs CONFIG_EROFS_FS (module erofs)")?;
+        erofs.flag("ro")?.set("source", source)?.create(MountAttrFlags::MOUNT_ATTR_RDONLY)
+    };
+    match mount(&image.to_string_lossy()) {
+        // Kernels before 6.12 want a block device.
+        Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::NOTBLK) => {
+            let device = loopdev::attach(&File::open(image)?)
+                .context("this kernel cannot mount EROFS from a file (6.12 can), and offers no loop device instead")?;
+            mount(&device.path().to_string_lossy())
+        }
+        other => other,
+    }
+}
+
+/// `/dev/fuse`, opened, and the mount that it serves.
+fn fuse() -> Result<(OwnedFd, OwnedFd)> {
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .context("cannot open /dev/fuse: the kernel needs CONFIG_FUSE_FS (module fuse)")?;
+    let fuse = FsContext::open("fuse", "it needs CONFIG_FUSE_FS (module fuse)")?;
+    let mount = fuse
+        .set("source", "lazyroot")?
+        .set("subtype", "lazyroot")?
+        .set("fd", &device.as_raw_fd().to_string())?
+        .set("rootmode", "40555")?
+        .set("user_id", &rustix::process::getuid().as_raw().to_string())?
+        .set("group_id", &rustix::process::getgid().as_raw().to_string())?
+        .flag("allow_other")?
+        .create(MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    Ok((device.into(), mount))
+}
+
+fn overlay(metadata: &Path, data: &Path, upper: Option<&Path>) -> Result<OwnedFd> {
+    let overlay = FsContext::open("overlay", "it needs CONFIG_OVERLAY_FS (module overlay)")?;
+    // Not "composefs:...": units of bootc and ostree key on that name. The double colon marks a data-only layer.
+    overlay
+        .set("source", "lazyroot")?
+        .set("metacopy", "on")?
+        .set("redirect_dir", "on")?
+        .set("lowerdir", &format!("{}::{}", escape(metadata), escape(data)))
+        .context("overlayfs needs data-only lower layers (Linux 6.5)")?;
+    let attributes = match upper {
+        None => MountAttrFlags::MOUNT_ATTR_RDONLY,
+        Some(upper) => {
+            let (changes, work) = (upper.join("changes"), upper.join("work"));
+            fs::create_dir(&changes).and_then(|()| fs::create_dir(&work)).context("cannot make the upper layer")?;
+            copy_root_attributes(metadata, &changes)?;
+            overlay.set("upperdir", &escape(&changes))?.set("workdir", &escape(&work))?;
+            // The upper layer is memory: nothing to sync.
+            overlay.flag("volatile")?;
+            MountAttrFlags::empty()
+        }
+    };
+    overlay.create(attributes)
+}
+
+/// A path as overlayfs's options want it: colons, commas and backslashes escaped.
+fn escape(path: &Path) -> String {
+    let mut text = String::new();
+    for character in path.to_string_lossy().chars() {
+        if matches!(character, ':' | ',' | '\\') {
+            text.push('\\');
+        }
+        text.push(character);
+    }
+    text
+}
+
+/// The merged root shows the upper layer's own attributes: give it the image's.
+fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
+    let meta = fs::metadata(from)?;
+    std::os::unix::fs::chown(to, Some(meta.uid()), Some(meta.gid()))?;
+    fs::set_permissions(to, meta.permissions())?;
+    let time = fs::FileTimes::new().set_accessed(meta.accessed()?).set_modified(meta.modified()?);
+    File::open(to)?.set_times(time)?;
+    Ok(())
+}
+
+/// Lets the kernel read ahead as far as one FUSE READ reaches; it offers 128 KiB by itself. Best effort.
+fn set_readahead(data: &Path) {
+    let Ok(device) = fs::metadata(data).map(|meta| meta.dev()) else { return };
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    let _ = fs::write(file, (datafs::READAHEAD >> 10).to_string());
+}
+
+/// Whether an image of lazyroot's is mounted at `target` itself.
+pub fn is_mounted(target: &Path) -> Result<bool> {
+    let mut table = String::new();
+    File::open("/proc/self/mountinfo")?.read_to_string(&mut table)?;
+    let target = fs::canonicalize(target)?;
+    let wanted = target.to_string_lossy();
+    // Fields of proc_pid_mountinfo(5): ... 4 mount point ... "-" type source options.
+    Ok(table.lines().any(|line| {
+        let point = line.split(' ').nth(4).map(unescape_octal);
+        let kind = line.split_once(" - ").map(|(_, rest)| rest);
+        point.as_deref() == Some(&*wanted) && kind.is_some_and(|kind| kind.starts_with("overlay lazyroot "))
+    }))
+}
+
+/// Undoes mountinfo's escapes: `\040` for a space, and so on.
+fn unescape_octal(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|_| byte == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(value) => {
+                bytes.push(value);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}

@@ -1,0 +1,167 @@
+//! `lazyroot mount` and `umount`: the lazy root on this machine, through the guest's own data plane.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use lazyroot_guest::link::{Address, Link, REQUEST_DEADLINE};
+use lazyroot_guest::mount::{self, Mounted, Trust, Upper};
+
+use super::Context;
+use crate::serve::{Catalog, Endpoint, Listener, ServedImage, Server};
+use crate::store::{Image, Store};
+
+/// What the background process says on its standard output when the image is mounted.
+const READY: &str = "mounted";
+
+/// Mount an image on this machine, without a VM (needs root)
+#[derive(clap::Args)]
+pub struct MountArgs {
+    /// Image to mount: a name, or its digest
+    image: String,
+    /// Folder to mount it at
+    dir: PathBuf,
+    /// Let changes be made; they are kept in memory and gone with the mount
+    #[arg(long)]
+    read_write: bool,
+    /// Read objects from this running server (unix:PATH) instead of one of this mount's own
+    #[arg(long, value_name = "ADDRESS")]
+    connect: Option<Endpoint>,
+    /// Stay in the foreground until the image is unmounted
+    #[arg(long)]
+    foreground: bool,
+}
+
+/// Unmount an image (needs root)
+#[derive(clap::Args)]
+pub struct UmountArgs {
+    /// Where it is mounted
+    dir: PathBuf,
+    /// Unmount now and let programs that still use it finish
+    #[arg(long)]
+    lazy: bool,
+}
+
+/// Mounts the image; returns when it is mounted, or, in the foreground, when it is unmounted again.
+pub fn run(args: &MountArgs, context: &Context) -> Result<ExitCode> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("mounting needs root: try sudo lazyroot mount ...");
+    }
+    let dir = fs::canonicalize(&args.dir)
+        .with_context(|| format!("cannot mount at {}: is there such a folder?", args.dir.display()))?;
+    if !dir.is_dir() {
+        bail!("cannot mount at {}: it is no folder", dir.display());
+    }
+    let store = Store::open(&context.home, context.store.as_deref())?;
+    let image = store.resolve(&args.image)?;
+    if args.foreground {
+        foreground(args, context, &store, &image, &dir)?;
+    } else {
+        background()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs this very command again in the foreground of a process of its own, and waits until it has mounted.
+fn background() -> Result<()> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .arg("--foreground")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start the mount's process")?;
+    let mut ready = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready)?;
+    if ready.trim_end() == READY {
+        return Ok(());
+    }
+    let mut words = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut words)?;
+    child.wait()?;
+    bail!("{}", words.trim_end().trim_start_matches("lazyroot: "))
+}
+
+fn foreground(args: &MountArgs, context: &Context, store: &Store, image: &Image, dir: &Path) -> Result<()> {
+    // A session of our own: the terminal's Ctrl-C and hang-up are not for a mount in the background.
+    let _ = rustix::process::setsid();
+    let private = tempfile::Builder::new().prefix("").tempdir_in(context.home.runtime_dir("mount")?)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let address = match &args.connect {
+        Some(Endpoint::Unix(path)) => Address::Unix(path.clone()),
+        Some(other) => bail!("cannot connect to {other}: a mount reads from unix:PATH"),
+        None => {
+            let socket = private.path().join("s");
+            let _guard = runtime.enter();
+            let listener = Listener::bind(&Endpoint::Unix(socket.clone()))?;
+            let catalog = Catalog::of([ServedImage::open(image, store.source())?]);
+            let server = Server::new(catalog, None, |_| ());
+            runtime.spawn(Arc::new(server).serve(listener));
+            Address::Unix(socket)
+        }
+    };
+    let mounted = mount_image(address, image, dir, private.path(), args.read_write)?;
+    runtime.spawn(unmount_on_signal(dir.to_owned()));
+    // Nobody may be listening, in which case nobody minds.
+    let mut stdout = std::io::stdout();
+    let _ = writeln!(stdout, "{READY}").and_then(|()| stdout.flush());
+    detach_from_terminal()?;
+    mounted.wait().context("the mount's data layer ended")?;
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn mount_image(address: Address, image: &Image, dir: &Path, private: &Path, read_write: bool) -> Result<Mounted> {
+    let link = Link::connect(address, image.id, REQUEST_DEADLINE).context("cannot reach the object server")?;
+    let trust = Trust { manifest: image.id, index: image.index.id() };
+    let workdir = private.join("w");
+    crate::home::private_dir(&workdir)?;
+    let upper = if read_write { Upper::Tmpfs } else { Upper::None };
+    mount::mount(Arc::new(link), trust, dir, &workdir, upper)
+}
+
+/// Whoever started us may be waiting for our output to end.
+fn detach_from_terminal() -> Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    if std::env::var_os("LAZYROOT_LOG").is_none() {
+        rustix::stdio::dup2_stderr(&null)?;
+    }
+    Ok(())
+}
+
+async fn unmount_on_signal(dir: PathBuf) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => (),
+        _ = terminate.recv() => (),
+    }
+    let _ = rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH);
+}
+
+/// Unmounts an image; the mount's process ends by itself.
+pub fn umount(args: &UmountArgs) -> Result<ExitCode> {
+    let shown = args.dir.display();
+    if !rustix::process::geteuid().is_root() {
+        bail!("unmounting needs root: try sudo lazyroot umount {shown}");
+    }
+    if !mount::is_mounted(&args.dir).with_context(|| format!("cannot look at {shown}"))? {
+        bail!("no image is mounted at {shown}");
+    }
+    let flags = if args.lazy { rustix::mount::UnmountFlags::DETACH } else { rustix::mount::UnmountFlags::empty() };
+    match rustix::mount::unmount(&args.dir, flags) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(rustix::io::Errno::BUSY) => {
+            bail!("{shown} is in use: end the programs that use it (fuser -vm {shown}), or give --lazy")
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot unmount {shown}")),
+    }
+}

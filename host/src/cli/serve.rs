@@ -1,0 +1,62 @@
+//! `lazyroot serve`: the object server on its own.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use lazyroot_proto::frame::EventKind;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use super::Context;
+use crate::serve::{Catalog, Endpoint, Event, Listener, ServedImage, Server};
+use crate::store::Store;
+
+/// Serve images to any number of VMs and mounts
+#[derive(clap::Args)]
+pub struct ServeArgs {
+    /// Where to listen: unix:PATH, hybrid:PATH[:PORT] (Firecracker's and vhost-device-vsock's PATH_PORT) or vsock:[PORT]
+    #[arg(short, long = "listen", value_name = "ADDRESS", required = true)]
+    listen: Vec<Endpoint>,
+    /// Serve these images only (default: every image in the store)
+    #[arg(value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+/// Serves until a signal ends it; its sockets are gone then.
+pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
+    let store = Store::open(&context.home, context.store.as_deref())?;
+    let catalog = if args.images.is_empty() {
+        Catalog::whole(store)
+    } else {
+        let open = |name: &String| ServedImage::open(&store.resolve(name)?, store.source());
+        Catalog::of(args.images.iter().map(open).collect::<Result<Vec<_>>>()?)
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let server = Arc::new(Server::new(catalog, None, log_event));
+        let mut listeners = JoinSet::new();
+        for endpoint in &args.listen {
+            let listener = Listener::bind(endpoint)?;
+            // On stdout, for a script that waits for it.
+            println!("listening on {endpoint}");
+            listeners.spawn(server.clone().serve(listener));
+        }
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::select! {
+            Some(ended) = listeners.join_next() => match ended? {
+                Ok(()) => Ok(ExitCode::SUCCESS),
+                Err(error) => bail!("a listener failed: {error}"),
+            },
+            _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
+            _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+        }
+    })
+}
+
+fn log_event(event: Event) {
+    match event.kind {
+        EventKind::Warning | EventKind::Fatal => tracing::warn!("a guest reports: {}", event.text),
+        EventKind::Init | EventKind::Mounted | EventKind::Started => tracing::info!("a guest reports {:?}", event.kind),
+    }
+}

@@ -1,0 +1,81 @@
+//! The images that a server serves: a session may read the objects of its own image and nothing else.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, RwLock};
+
+use anyhow::{Context, Result};
+use lazyroot_proto::ObjectId;
+use lazyroot_proto::index::ObjectIndex;
+
+use crate::store::{Image, ObjectSource, Store};
+
+/// An image being served.
+pub struct ServedImage {
+    /// The manifest's digest.
+    pub id: ObjectId,
+    /// The objects that sessions about this image may read.
+    pub index: Arc<ObjectIndex>,
+    /// Where those objects come from.
+    pub source: Arc<dyn ObjectSource>,
+    manifest: File,
+    /// Size of the EROFS manifest in bytes.
+    pub manifest_size: u64,
+    /// The index as it goes over the wire.
+    pub index_bytes: Vec<u8>,
+}
+
+impl ServedImage {
+    /// Opens an image of the store for serving.
+    pub fn open(image: &Image, source: Arc<dyn ObjectSource>) -> Result<Self> {
+        let manifest = File::open(&image.manifest)
+            .with_context(|| format!("cannot open the manifest {}", image.manifest.display()))?;
+        let manifest_size = manifest.metadata()?.len();
+        let index = image.index.clone();
+        Ok(Self { id: image.id, index_bytes: index.to_bytes(), index, source, manifest, manifest_size })
+    }
+
+    /// Fills `buffer` from byte `offset` of the manifest.
+    pub fn read_manifest(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.manifest.read_exact_at(buffer, offset)
+    }
+}
+
+/// Which images there are. Images of a store are opened when a guest first asks.
+pub struct Catalog {
+    open: RwLock<HashMap<ObjectId, Arc<ServedImage>>>,
+    store: Option<Store>,
+}
+
+impl Catalog {
+    /// Exactly these images.
+    pub fn of(images: impl IntoIterator<Item = ServedImage>) -> Self {
+        let open = images.into_iter().map(|image| (image.id, Arc::new(image))).collect();
+        Self { open: RwLock::new(open), store: None }
+    }
+
+    /// Every image of a store, those imported later included.
+    pub fn whole(store: Store) -> Self {
+        Self { open: RwLock::default(), store: Some(store) }
+    }
+
+    /// The image with this manifest digest, if it is served.
+    pub(super) fn get(&self, id: &ObjectId) -> Option<Arc<ServedImage>> {
+        if let Some(image) = self.open.read().expect("no panic under the lock").get(id) {
+            return Some(image.clone());
+        }
+        let store = self.store.as_ref()?;
+        let image = store.resolve(&id.to_string()).and_then(|image| ServedImage::open(&image, store.source()));
+        match image {
+            Ok(image) => {
+                let mut open = self.open.write().expect("no panic under the lock");
+                Some(open.entry(*id).or_insert_with(|| Arc::new(image)).clone())
+            }
+            Err(error) => {
+                tracing::warn!("cannot serve image {id}: {error:#}");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! What a server has served.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use std::collections::HashSet;
+
+use lazyroot_proto::ObjectId;
+
+/// Counters that sessions add to.
+#[derive(Default)]
+pub struct Stats {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    failures: AtomicU64,
+    objects: Mutex<HashSet<ObjectId>>,
+}
+
+/// The counters at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Snapshot {
+    /// Requests answered, hellos and pings not among them.
+    pub requests: u64,
+    /// Payload bytes sent: content, Merkle leaves, manifests and indexes.
+    pub bytes: u64,
+    /// Different objects of which something was sent.
+    pub objects: u64,
+    /// Requests answered with an error.
+    pub failures: u64,
+}
+
+impl Stats {
+    pub(super) fn answered(&self, bytes: usize) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn failed(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn touched(&self, id: ObjectId) {
+        self.objects.lock().expect("no panic under the lock").insert(id);
+    }
+
+    /// The counters now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            requests: self.requests.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            objects: self.objects.lock().expect("no panic under the lock").len() as u64,
+            failures: self.failures.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Frames on asynchronous streams.
+
+use std::io;
+
+use lazyroot_proto::frame::{HEADER, Header};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// The next frame: header and payload.
+///
+/// # Errors
+/// `UnexpectedEof` at the end of the stream, `InvalidData` for a header that makes no sense.
+pub async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Header, Vec<u8>)> {
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).await?;
+    let header = Header::decode(&header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let mut payload = vec![0; header.len as usize];
+    stream.read_exact(&mut payload).await?;
+    Ok((header, payload))
+}
+
+/// Writes a whole frame, as `encode` made it.
+pub async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
+    stream.write_all(frame).await?;
+    stream.flush().await
+}

@@ -1,0 +1,375 @@
+//! Looking inside an image without mounting it: a reader of the manifest's EROFS tree.
+//!
+//! The reader is `erofs-rs`, not composefs' own: it compiles everywhere (the composefs crates do only on Linux)
+//! and reads an image lazily, so looking up one file does not build a tree of all of them.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::ops::{Bound, RangeBounds};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use erofs_rs::EroFS;
+use erofs_rs::backend::Image as Backend;
+use erofs_rs::types::{Inode, Layout};
+use lazyroot_proto::index::ObjectIndex;
+use lazyroot_proto::{Algorithm, ObjectId, verity};
+use rustix::fs::FileType;
+
+use super::source::ObjectSource;
+
+/// Symbolic links followed before a path counts as a loop, as in Linux.
+const MAX_LINKS: usize = 40;
+
+/// The largest file that is read whole, in bytes: kernels and initramfs images are far below.
+const MAX_FILE: u64 = 1 << 30;
+
+/// The xattr that names a file's object, relative to the data layer's root: `/ab/cdef...`.
+const REDIRECT: &[u8] = b"trusted.overlay.redirect";
+
+/// An image's file tree.
+pub struct Tree {
+    erofs: EroFS<Bytes>,
+    algorithm: Algorithm,
+}
+
+/// A file of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// A folder.
+    Directory,
+    /// A regular file.
+    File {
+        /// Its size in bytes.
+        size: u64,
+        /// Where its bytes are.
+        content: Content,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// What it points to.
+        target: PathBuf,
+    },
+    /// A device node, FIFO or socket.
+    Special,
+}
+
+/// Where the bytes of a regular file are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// In the manifest itself.
+    Inline(Vec<u8>),
+    /// In an object.
+    Object(ObjectId),
+    /// Nowhere: the file is zeros.
+    Hole,
+}
+
+/// What there is in an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Census {
+    /// Regular files; the names of a hard-linked one count once.
+    pub files: u64,
+    /// Folders, the root included.
+    pub directories: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Sizes of all regular files together in bytes, as `du --apparent-size` counts.
+    pub bytes: u64,
+}
+
+impl Tree {
+    /// The tree in `manifest`, the bytes of an EROFS image with this fs-verity digest.
+    ///
+    /// # Errors
+    /// If the bytes do not match the digest or are no EROFS image.
+    pub fn new(id: &ObjectId, manifest: Vec<u8>) -> Result<Self> {
+        let algorithm = id.algorithm();
+        ensure!(
+            verity::digest(algorithm, &manifest) == *id,
+            "the manifest of image {id} is damaged: its content does not match its digest; import the image again"
+        );
+        let erofs = EroFS::new(Bytes(manifest)).with_context(|| format!("the manifest of image {id} is damaged"))?;
+        Ok(Self { erofs, algorithm })
+    }
+
+    /// Whether `path` leads to something, symbolic links followed inside the image.
+    pub fn exists(&self, path: impl AsRef<Path>) -> bool {
+        self.lookup(path).is_ok_and(|node| node.is_some())
+    }
+
+    /// What `path` leads to, symbolic links followed inside the image (the last one too); `None` for nothing.
+    ///
+    /// # Errors
+    /// If links lead in a circle or the manifest is damaged.
+    pub fn lookup(&self, path: impl AsRef<Path>) -> Result<Option<Node>> {
+        match self.follow(path.as_ref())? {
+            Some((_, inode)) => self.node(&inode).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The names in a folder and what they are, sorted by name; links are not followed. `None` if `dir` leads
+    /// to no folder.
+    ///
+    /// # Errors
+    /// As [`Tree::lookup`].
+    pub fn list(&self, dir: impl AsRef<Path>) -> Result<Option<Vec<(OsString, Node)>>> {
+        let Some((path, inode)) = self.follow(dir.as_ref())? else { return Ok(None) };
+        if !inode.is_dir() {
+            return Ok(None);
+        }
+        let mut entries = Vec::new();
+        for entry in self.erofs.read_dir(&path)? {
+            let entry = entry?;
+            if !is_whiteout(&entry.inode) {
+                let name = OsString::from_vec(entry.dir_entry.file_name().to_vec());
+                entries.push((name, self.node(&entry.inode)?));
+            }
+        }
+        Ok(Some(entries))
+    }
+
+    /// The whole content of a regular file, symbolic links followed inside the image, checked against its
+    /// object's digest.
+    ///
+    /// # Errors
+    /// If there is no such file, it is larger than 1 GiB, or its object is missing or damaged.
+    pub fn read_file(&self, source: &dyn ObjectSource, path: impl AsRef<Path>) -> Result<Vec<u8>> {
+        let path = path.as_ref();
+        let node = self.lookup(path)?.ok_or_else(|| anyhow!("the image has no file {}", path.display()))?;
+        let Node::File { size, content } = node else { bail!("{} is no regular file in the image", path.display()) };
+        ensure!(size <= MAX_FILE, "{} is too large to read whole: {size} bytes", path.display());
+        match content {
+            Content::Inline(data) => Ok(data),
+            Content::Hole => Ok(vec![0; size as usize]),
+            Content::Object(id) => {
+                let mut data = vec![0; size as usize];
+                source.read(&id, 0, &mut data).with_context(|| format!("cannot read {}", path.display()))?;
+                ensure!(
+                    verity::digest(self.algorithm, &data) == id,
+                    "{} cannot be trusted: object {id} is damaged; import the image again",
+                    path.display()
+                );
+                Ok(data)
+            }
+        }
+    }
+
+    /// Every object of the image with its size, in the order in which a walk (folders in name order) meets it.
+    ///
+    /// # Errors
+    /// If the manifest is damaged.
+    pub fn objects(&self) -> Result<ObjectIndex> {
+        let mut objects = Vec::new();
+        let mut known = HashSet::new();
+        let mut seen = HashSet::new();
+        for entry in self.erofs.walk_dir("/")? {
+            let entry = entry?;
+            // Names of one hard-linked file share the inode, so its xattrs are read once.
+            if !entry.inode.is_file() || !seen.insert(entry.inode.id()) {
+                continue;
+            }
+            if let Some(id) = self.redirect(&entry.inode)?
+                && known.insert(id)
+            {
+                objects.push((id, entry.inode.data_size()));
+            }
+        }
+        Ok(ObjectIndex::new(self.algorithm, objects)?)
+    }
+
+    /// Counts what there is.
+    ///
+    /// # Errors
+    /// If the manifest is damaged.
+    pub fn census(&self) -> Result<Census> {
+        let mut census = Census { directories: 1, ..Census::default() };
+        let mut seen = HashSet::new();
+        for entry in self.erofs.walk_dir("/")? {
+            let inode = entry?.inode;
+            if inode.is_dir() {
+                census.directories += 1;
+            } else if seen.insert(inode.id()) {
+                census.symlinks += u64::from(inode.is_symlink());
+                if inode.is_file() {
+                    census.files += 1;
+                    census.bytes += inode.data_size();
+                }
+            }
+        }
+        Ok(census)
+    }
+
+    /// Walks `path` from the image's root as `chroot` would: neither `..` nor absolute links lead out.
+    /// Returns the path without links and its inode.
+    fn follow(&self, path: &Path) -> Result<Option<(Vec<u8>, Inode)>> {
+        let mut todo: Vec<Vec<u8>> = components(path.as_os_str().as_bytes());
+        let mut links = 0;
+        let mut here: Vec<(Vec<u8>, Inode)> = Vec::new();
+        let root = self.erofs.get_inode(self.erofs.super_block().root_inode_id())?;
+        while let Some(name) = todo.pop() {
+            match name.as_slice() {
+                b"." => continue,
+                b".." => {
+                    here.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            let dir = here.last().map_or(&root, |(_, inode)| inode);
+            if !dir.is_dir() {
+                return Ok(None);
+            }
+            let Some(inode) = self.child(&join(&here), &name)? else { return Ok(None) };
+            if inode.is_symlink() {
+                links += 1;
+                ensure!(links <= MAX_LINKS, "too many symbolic links on the way to {}", path.display());
+                let target = self.erofs.read_link_inode(inode)?.into_vec();
+                if target.starts_with(b"/") {
+                    here.clear();
+                }
+                todo.extend(components(&target));
+            } else {
+                here.push((name, inode));
+            }
+        }
+        let inode = here.last().map_or(root, |(_, inode)| *inode);
+        Ok(Some((join(&here), inode)))
+    }
+
+    fn child(&self, dir: &[u8], name: &[u8]) -> Result<Option<Inode>> {
+        for entry in self.erofs.read_dir(dir)? {
+            let entry = entry?;
+            if entry.dir_entry.file_name() == name {
+                return Ok(Some(entry.inode).filter(|inode| !is_whiteout(inode)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn node(&self, inode: &Inode) -> Result<Node> {
+        Ok(match inode.file_type() {
+            FileType::Directory => Node::Directory,
+            FileType::Symlink => {
+                let target = self.erofs.read_link_inode(*inode)?.into_vec();
+                Node::Symlink { target: OsString::from_vec(target).into() }
+            }
+            FileType::RegularFile => Node::File { size: inode.data_size(), content: self.content(inode)? },
+            _ => Node::Special,
+        })
+    }
+
+    fn content(&self, inode: &Inode) -> Result<Content> {
+        if let Some(id) = self.redirect(inode)? {
+            return Ok(Content::Object(id));
+        }
+        if inode.layout() == Some(Layout::ChunkBased) {
+            return Ok(Content::Hole);
+        }
+        // No allocation is larger than the manifest, whatever size a damaged inode claims.
+        ensure!(inode.data_size() <= self.erofs_len(), "the manifest is damaged: inode {} is too large", inode.id());
+        let mut data = vec![0; inode.data_size() as usize];
+        let file = self.erofs.open_inode_file(*inode)?;
+        let mut filled = 0;
+        while filled < data.len() {
+            let read = file.read_at(&mut data[filled..], filled as u64)?;
+            ensure!(read > 0, "the manifest is damaged: inode {} ends early", inode.id());
+            filled += read;
+        }
+        Ok(Content::Inline(data))
+    }
+
+    fn erofs_len(&self) -> u64 {
+        self.erofs.super_block().block_count() << self.erofs.super_block().blk_size_bits
+    }
+
+    /// The object that holds a regular file's content, if one does.
+    fn redirect(&self, inode: &Inode) -> Result<Option<ObjectId>> {
+        let xattrs = self.erofs.xattrs_inode(*inode)?;
+        let Some(redirect) = xattrs.get(REDIRECT) else { return Ok(None) };
+        let id = parse_redirect(redirect).filter(|id| id.algorithm() == self.algorithm);
+        id.map(Some).with_context(|| {
+            format!("the manifest redirects to no object: {:?}", OsStr::from_bytes(redirect).display())
+        })
+    }
+}
+
+/// Reads `/ab/cdef...`; composefs also writes it without the leading slash.
+fn parse_redirect(redirect: &[u8]) -> Option<ObjectId> {
+    let path = redirect.strip_prefix(b"/").unwrap_or(redirect);
+    let (dir, name) = path.split_at_checked(2)?;
+    let dir = u8::from_str_radix(std::str::from_utf8(dir).ok()?, 16).ok()?;
+    ObjectId::from_object_path(dir, name.strip_prefix(b"/")?)
+}
+
+/// The overlay's own entries: a 0/0 device hides a name. composefs puts 256 of them into the root (`00`..`ff`)
+/// so that the data layer's folders are not seen through.
+fn is_whiteout(inode: &Inode) -> bool {
+    inode.file_type() == FileType::CharacterDevice && inode.device() == Some((0, 0))
+}
+
+/// The names of a path, last first.
+fn components(path: &[u8]) -> Vec<Vec<u8>> {
+    path.split(|&byte| byte == b'/').rev().filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+fn join(path: &[(Vec<u8>, Inode)]) -> Vec<u8> {
+    let mut joined = vec![];
+    for (name, _) in path {
+        joined.push(b'/');
+        joined.extend_from_slice(name);
+    }
+    if joined.is_empty() { b"/".to_vec() } else { joined }
+}
+
+/// A manifest in memory. Not mapped: a file that shrinks under a mapping kills the process.
+struct Bytes(Vec<u8>);
+
+impl Backend for Bytes {
+    fn get<R: RangeBounds<u64>>(&self, range: R) -> Option<&[u8]> {
+        let start = match range.start_bound() {
+            Bound::Included(&start) => start,
+            Bound::Excluded(&start) => start.checked_add(1)?,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&end) => end.checked_add(1)?,
+            Bound::Excluded(&end) => end,
+            Bound::Unbounded => self.len(),
+        };
+        self.0.get(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
+    }
+
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_are_parsed_strictly() {
+        let id = verity::digest(Algorithm::Sha256, b"x");
+        let path = id.object_path();
+        assert_eq!(parse_redirect(format!("/{path}").as_bytes()), Some(id));
+        assert_eq!(parse_redirect(path.as_bytes()), Some(id));
+        for bad in ["", "/", "/a", "/ab", "/ab/", "//ab/cd", "/ab/cd", &format!("/{path}0"), &format!("/+{path}")] {
+            assert_eq!(parse_redirect(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_erofs_image_is_refused() {
+        for bytes in [vec![], vec![0; 100], vec![0; 8192]] {
+            let id = verity::digest(Algorithm::Sha256, &bytes);
+            assert!(Tree::new(&id, bytes).is_err());
+        }
+        let id = verity::digest(Algorithm::Sha256, b"other");
+        let error = Tree::new(&id, vec![1]).err().unwrap();
+        assert!(error.to_string().contains("does not match its digest"), "{error}");
+    }
+}

@@ -1,0 +1,456 @@
+//! The store: a composefs repository, and lazyroot's files beside it.
+//!
+//! Everything here but creating and importing works on the repository's documented layout (`meta.json`,
+//! `images/HEX`, `images/refs/NAME`), not through the composefs crates, and takes composefs' shared lock only while it
+//! writes: a store that serves for days must not keep `gc` waiting.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use lazyroot_proto::index::ObjectIndex;
+use lazyroot_proto::{Algorithm, ObjectId};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use super::config::ImageConfig;
+use super::files::Files;
+use super::image::{Image, ImageSummary};
+use super::import::{self, Source};
+use super::manifest::Tree;
+use super::name::ImageName;
+use super::progress::Progress;
+use super::repository::RepositorySource;
+use super::source::ObjectSource;
+use crate::home::Home;
+
+/// A digest may be cut to this many hex digits: 48 bits, as podman and git print them.
+const SHORTEST_PREFIX: usize = 12;
+
+/// An opened store.
+pub struct Store {
+    path: PathBuf,
+    algorithm: Algorithm,
+    pub(super) files: Files,
+    pub(super) source: Arc<RepositorySource>,
+}
+
+/// What became of an image that was removed by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// The image has other names and stays.
+    Untagged {
+        /// Those names.
+        remaining: Vec<String>,
+    },
+    /// The image is gone; its objects stay until garbage collection.
+    Image,
+}
+
+/// What `meta.json` says, as far as a reader needs it.
+#[derive(Deserialize)]
+struct Meta {
+    version: u32,
+    algorithm: String,
+    #[serde(default)]
+    features: Features,
+}
+
+#[derive(Default, Deserialize)]
+struct Features {
+    #[serde(default)]
+    incompatible: Vec<String>,
+}
+
+/// What a name adds to its image: two images may differ in nothing but their configuration, and then share
+/// the manifest.
+#[derive(Serialize, Deserialize)]
+struct NameRecord {
+    /// The image that the record belongs to; another tool may have moved the name.
+    image: String,
+    /// The OCI configuration.
+    config: Option<serde_json::Value>,
+}
+
+impl Store {
+    /// Opens the repository at `path`, or the default one in `home`. The default one, and one at a `path`
+    /// that is empty or not there, is made: SHA-256, fs-verity not demanded of the file system.
+    ///
+    /// # Errors
+    /// If there is something else at `path`, or it cannot be read.
+    pub fn open(home: &Home, path: Option<&Path>) -> Result<Self> {
+        let path = path.map_or_else(|| home.repository(), Path::to_owned);
+        let path = std::path::absolute(&path)?;
+        let meta_path = path.join("meta.json");
+        let meta = match fs::read(&meta_path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_vacant(&path)? => {
+                create(&path).with_context(|| format!("cannot make a store at {}", path.display()))?;
+                fs::read(&meta_path)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                bail!(
+                    "{} is no store: it is not empty and has no meta.json; give --store a composefs repository \
+                     or a new folder",
+                    path.display()
+                )
+            }
+            meta => meta,
+        };
+        let meta = meta.with_context(|| format!("cannot read {}", meta_path.display()))?;
+        let meta: Meta =
+            serde_json::from_slice(&meta).with_context(|| format!("{} is damaged", meta_path.display()))?;
+        if meta.version != 1 || !meta.features.incompatible.is_empty() {
+            bail!(
+                "the store {} was made by a newer composefs (version {}, features {:?}): update lazyroot",
+                path.display(),
+                meta.version,
+                meta.features.incompatible
+            );
+        }
+        // The number is log2 of the Merkle tree's block size; composefs knows no other, neither do guests.
+        let algorithm = match meta.algorithm.as_str() {
+            "fsverity-sha256-12" => Algorithm::Sha256,
+            "fsverity-sha512-12" => Algorithm::Sha512,
+            other => bail!("the store {} uses '{other}', which lazyroot does not know", path.display()),
+        };
+        // composefs makes the folder with the first object.
+        if let Err(error) = fs::create_dir(path.join("objects"))
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(error).with_context(|| format!("cannot make {}", path.join("objects").display()));
+        }
+        let source = Arc::new(RepositorySource::open(&path)?);
+        let files = Files::new(&path);
+        Ok(Self { path, algorithm, files, source })
+    }
+
+    /// The hash of every id in it.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The repository's folder, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where its objects are read.
+    pub fn source(&self) -> Arc<dyn ObjectSource> {
+        self.source.clone()
+    }
+
+    /// Finds an image by `name[:tag]`, by digest, or by the first 12 or more hex digits of one.
+    ///
+    /// # Errors
+    /// If there is no such image (the message lists what there is), several start with the digits, or the
+    /// manifest is damaged.
+    pub fn resolve(&self, text: &str) -> Result<Image> {
+        if let Some((name, id)) = self.find_name(text)? {
+            return self.open_image(id, Some(name));
+        }
+        match self.find_digest(text)? {
+            Some(id) => self.open_image(id, None),
+            None => Err(self.unknown(text)),
+        }
+    }
+
+    /// Every image, those with names first, by name.
+    ///
+    /// # Errors
+    /// If the repository cannot be read. An image that is damaged is listed with what is known of it.
+    pub fn images(&self) -> Result<Vec<ImageSummary>> {
+        let mut images: BTreeMap<ObjectId, Vec<String>> = self.ids()?.into_iter().map(|id| (id, vec![])).collect();
+        for (name, id) in self.names()? {
+            images.entry(id).or_default().push(name);
+        }
+        let mut summaries = Vec::new();
+        for (id, names) in images {
+            let index = self.index(&id).inspect_err(|error| tracing::warn!("{error:#}")).ok();
+            summaries.push(ImageSummary {
+                id,
+                manifest_bytes: fs::metadata(self.manifest(&id)).map_or(0, |meta| meta.len()),
+                objects: index.as_ref().map_or(0, |index| index.entries().len()),
+                object_bytes: index.as_ref().map_or(0, |index| index.total_bytes()),
+                architecture: self.config(&id, names.first().map(String::as_str)).map(|config| config.architecture),
+                names,
+            });
+        }
+        summaries.sort_by(|a, b| (a.names.is_empty(), &a.names, a.id).cmp(&(b.names.is_empty(), &b.names, b.id)));
+        Ok(summaries)
+    }
+
+    /// The names of an image, sorted.
+    ///
+    /// # Errors
+    /// If the repository cannot be read.
+    pub fn names_of(&self, id: &ObjectId) -> Result<Vec<String>> {
+        Ok(self.names()?.into_iter().filter(|(_, named)| named == id).map(|(name, _)| name).collect())
+    }
+
+    /// Gives an image one more name; a name that another image has moves over.
+    ///
+    /// # Errors
+    /// If there is no such image, `name` is no valid name, or the repository cannot be written.
+    pub fn tag(&self, image: &str, name: &str) -> Result<()> {
+        let name: ImageName = name.parse()?;
+        let image = self.resolve(image)?;
+        let config = self.config_document(&image.id, image.name.as_deref());
+        self.set_name(&name, &image.id, config.as_deref())
+    }
+
+    /// Takes a name away, and with the last one the image; a digest takes all of the image's names. Objects stay
+    /// until garbage collection, for other images may have them too.
+    ///
+    /// # Errors
+    /// If there is no such image or the repository cannot be written.
+    pub fn remove(&self, text: &str) -> Result<Removed> {
+        let (id, names) = if let Some((name, id)) = self.find_name(text)? {
+            (id, vec![name])
+        } else if let Some(id) = self.find_digest(text)? {
+            (id, self.names_of(&id)?)
+        } else {
+            return Err(self.unknown(text));
+        };
+        let _lock = self.lock()?;
+        for name in &names {
+            import::forget_name(self, name)?;
+            remove_if_there(&self.name_path(name))?;
+            self.files.remove(&format!("refs/{name}"))?;
+        }
+        let remaining = self.names_of(&id)?;
+        if remaining.is_empty() {
+            remove_if_there(&self.manifest(&id))?;
+            for kind in ["index", "config"] {
+                self.files.remove(&format!("{kind}/{}", id.to_hex()))?;
+            }
+            return Ok(Removed::Image);
+        }
+        Ok(Removed::Untagged { remaining })
+    }
+
+    /// Brings an image into the store and names it: `name`, or one made from the source. Everything is on disk
+    /// before the name is, so whatever happens meanwhile the name leads to a whole image. Blocks.
+    ///
+    /// # Errors
+    /// If the source cannot be read, the store cannot be written or `name` is no valid name.
+    pub fn import(&self, from: &Source, name: Option<&str>, progress: &Progress) -> Result<Image> {
+        let name = name.map_or_else(|| Ok(from.default_name()), str::parse)?;
+        self.files.sweep();
+        let imported = import::import(self, from, &name, progress)?;
+        let id = imported.id;
+        let hex = id.to_hex();
+        self.index(&id)?;
+        if let Some(config) = &imported.config {
+            self.files.write_durably(&format!("config/{hex}"), config)?;
+        }
+        self.set_name(&name, &id, imported.config.as_deref())?;
+        self.open_image(id, Some(name.to_string()))
+    }
+
+    fn open_image(&self, id: ObjectId, name: Option<String>) -> Result<Image> {
+        let index = Arc::new(self.index(&id)?);
+        let config = self.config(&id, name.as_deref());
+        Ok(Image { id, manifest: self.manifest(&id), index, config, name })
+    }
+
+    /// The image's object index: as it was written at the import, or computed again.
+    pub(super) fn index(&self, id: &ObjectId) -> Result<ObjectIndex> {
+        let name = format!("index/{}", id.to_hex());
+        if let Ok(bytes) = self.files.read(&name)
+            && let Ok(index) = ObjectIndex::from_bytes(&bytes)
+            && index.algorithm() == self.algorithm
+        {
+            return Ok(index);
+        }
+        let path = self.manifest(id);
+        let manifest = fs::read(&path)
+            .with_context(|| format!("cannot read the manifest {}: import the image again", path.display()))?;
+        let index =
+            Tree::new(id, manifest)?.objects().with_context(|| format!("cannot read the manifest of image {id}"))?;
+        if let Err(error) = self.files.write(&name, &index.to_bytes()) {
+            tracing::debug!("the object index of {id} stays in memory: {error}");
+        }
+        Ok(index)
+    }
+
+    fn config(&self, id: &ObjectId, name: Option<&str>) -> Option<ImageConfig> {
+        let document = self.config_document(id, name)?;
+        ImageConfig::from_oci(&document)
+            .inspect_err(|error| tracing::warn!("the configuration of image {id} is damaged: {error}"))
+            .ok()
+    }
+
+    /// The OCI configuration that came with the image under this name, or with its last import.
+    fn config_document(&self, id: &ObjectId, name: Option<&str>) -> Option<Vec<u8>> {
+        if let Some(name) = name
+            && let Ok(record) = self.files.read(&format!("refs/{name}"))
+            && let Ok(record) = serde_json::from_slice::<NameRecord>(&record)
+            && record.image == id.to_hex()
+        {
+            return record.config.map(|config| config.to_string().into_bytes());
+        }
+        self.files.read(&format!("config/{}", id.to_hex())).ok()
+    }
+
+    fn set_name(&self, name: &ImageName, id: &ObjectId, config: Option<&[u8]>) -> Result<()> {
+        let _lock = self.lock()?;
+        let config = config.map(serde_json::from_slice).transpose().context("the image's configuration is no JSON")?;
+        let record = NameRecord { image: id.to_hex(), config };
+        let path = self.name_path(name.as_str());
+        let written = (|| {
+            self.files.write_durably(&format!("refs/{name}"), &serde_json::to_vec(&record)?)?;
+            fs::create_dir_all(path.parent().expect("a name is below images/refs"))?;
+            let up = "../".repeat(name.as_str().split('/').count());
+            self.files.replace_symlink(&format!("{up}{}", id.to_hex()), &path)?;
+            anyhow::Ok(())
+        })();
+        written.with_context(|| format!("cannot name the image {name} in {}", self.path.display()))
+    }
+
+    /// The image that a name stands for, with the name as it is stored. Names that other tools gave need no tag.
+    fn find_name(&self, text: &str) -> Result<Option<(String, ObjectId)>> {
+        let Ok(name) = text.parse::<ImageName>() else { return Ok(None) };
+        for name in [name.as_str(), text] {
+            match fs::read_link(self.name_path(name)) {
+                Ok(target) => {
+                    let id = self.link_target(&target);
+                    let id = id.with_context(|| format!("the name {name} leads to no image: import it again"))?;
+                    return Ok(Some((name.to_owned(), id)));
+                }
+                // InvalidInput: a folder, so a part of longer names.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::NotADirectory
+                    ) => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot look up the name {name}")),
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_digest(&self, text: &str) -> Result<Option<ObjectId>> {
+        let digits = text.strip_prefix(self.algorithm.name()).and_then(|rest| rest.strip_prefix(':')).unwrap_or(text);
+        let is_hex = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if !is_hex || digits.len() < SHORTEST_PREFIX {
+            return Ok(None);
+        }
+        let mut found = self.ids()?.into_iter().filter(|id| id.to_hex().starts_with(digits));
+        let first = found.next();
+        ensure!(found.next().is_none(), "several images start with {digits}: give more digits");
+        Ok(first)
+    }
+
+    /// The ids of all images.
+    fn ids(&self) -> Result<Vec<ObjectId>> {
+        let dir = self.path.join("images");
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            entries => entries.with_context(|| format!("cannot list {}", dir.display()))?,
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            if let Some(id) = name.to_str().and_then(|name| self.parse_hex(name)) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Every name and its image, sorted by name.
+    fn names(&self) -> Result<Vec<(String, ObjectId)>> {
+        let mut names = Vec::new();
+        let mut todo = vec![String::new()];
+        while let Some(prefix) = todo.pop() {
+            let dir = self.name_path(&prefix);
+            let entries = match fs::read_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.with_context(|| format!("cannot list {}", dir.display()))?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                let name = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+                if entry.file_type()?.is_dir() {
+                    todo.push(name);
+                } else if let Ok(target) = fs::read_link(entry.path())
+                    && let Some(id) = self.link_target(&target)
+                {
+                    names.push((name, id));
+                }
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn unknown(&self, text: &str) -> anyhow::Error {
+        let names: Vec<String> = self.names().unwrap_or_default().into_iter().map(|(name, _)| name).collect();
+        let there = match names.len() {
+            0 => "there are no images yet".to_owned(),
+            1..=10 => format!("there are: {}", names.join(", ")),
+            more => format!("there are {more}, see 'lazyroot image ls'"),
+        };
+        anyhow::anyhow!(
+            "no image '{text}' in {}; {there}. 'lazyroot image import SOURCE --name {text}' brings one in, from \
+             containers-storage:NAME, docker://REF, oci:PATH or dir:PATH",
+            self.path.display()
+        )
+    }
+
+    /// The image that a symbolic link in `images/refs` points to.
+    fn link_target(&self, target: &Path) -> Option<ObjectId> {
+        self.parse_hex(target.file_name()?.to_str()?)
+    }
+
+    fn parse_hex(&self, hex: &str) -> Option<ObjectId> {
+        hex.parse().ok().filter(|id: &ObjectId| id.algorithm() == self.algorithm && id.to_hex() == hex)
+    }
+
+    fn manifest(&self, id: &ObjectId) -> PathBuf {
+        self.path.join("images").join(id.to_hex())
+    }
+
+    fn name_path(&self, name: &str) -> PathBuf {
+        self.path.join("images/refs").join(name)
+    }
+
+    /// Keeps composefs' garbage collection out while names change.
+    fn lock(&self) -> Result<File> {
+        let lock = File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))?;
+        rustix::fs::flock(&lock, FlockOperation::LockShared).context("cannot lock the store")?;
+        Ok(lock)
+    }
+}
+
+/// Whether a store may be made here: nothing is there, or an empty folder.
+fn is_vacant(path: &Path) -> Result<bool> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("cannot look into {}", path.display())),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn create(path: &Path) -> Result<()> {
+    super::composefs::create(path)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn create(_path: &Path) -> Result<()> {
+    bail!("stores are made on Linux, for example in the podman machine")
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

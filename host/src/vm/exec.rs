@@ -1,0 +1,241 @@
+//! Running a program in a guest as on this terminal.
+
+use std::io::{IsTerminal, Read};
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::{Context, Result};
+use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, STDIN_WINDOW, ToGuest, ToHost, Window};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::serve::{BoxStream, read_frame, write_frame};
+
+/// Interrupts after which a program that ignores them is given up on.
+const PATIENCE: u32 = 3;
+
+/// Exit status of a program that could not be run, and of one that is not there, as shells have it.
+const CANNOT_RUN: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// Added to the number of the signal that killed a program, as shells do.
+const SIGNALLED: u8 = 128;
+
+/// How a program in a guest ended, as this process's own exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status(pub u8);
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        ExitCode::from(status.0)
+    }
+}
+
+/// This process's terminal size; `None` if standard input is no terminal.
+pub fn window() -> Option<Window> {
+    let size = tcgetwinsize(std::io::stdin()).ok()?;
+    Some(Window { rows: size.ws_row, columns: size.ws_col })
+}
+
+/// Runs `exec` on a stream that the guest opened: our standard streams are the program's, our signals reach it.
+/// `started` is called once, when the program runs.
+///
+/// # Errors
+/// If the stream ends before the program does.
+pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Result<Status> {
+    let (mut from_guest, mut to_guest) = tokio::io::split(stream);
+    let on_terminal = exec.terminal.is_some();
+    write_frame(&mut to_guest, &ToGuest::Exec(exec).encode()).await.context("the guest went away")?;
+
+    // Frames are read in a task of their own: a half-read frame must not be dropped when something else happens.
+    let (frames, mut messages) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while let Ok((header, payload)) = read_frame(&mut from_guest).await {
+            if frames.send(ToHost::decode(header.kind, &payload)).await.is_err() {
+                return;
+            }
+        }
+    });
+
+    let mut started = Some(started);
+    let mut terminal = None;
+    let mut input: Option<mpsc::Receiver<Vec<u8>>> = None;
+    let mut credit = 0;
+    let mut signals = Signals::new()?;
+    let mut output = Output { stdout: tokio::io::stdout(), stderr: tokio::io::stderr(), broken: false };
+    loop {
+        let readable = credit > 0 && input.is_some();
+        tokio::select! {
+            message = messages.recv() => {
+                let message = message.context("the guest went away before the program ended")?;
+                match message.context("the guest broke the protocol")? {
+                    ToHost::Started => {
+                        if let Some(started) = started.take() {
+                            started();
+                        }
+                        // Raw only now: until here Ctrl-C is for us.
+                        terminal = on_terminal.then(RawTerminal::enter).transpose()?;
+                        input = Some(read_stdin());
+                        credit = STDIN_WINDOW as usize;
+                    }
+                    ToHost::Failed(why, text) => {
+                        eprintln!("lazyroot: {text}");
+                        return Ok(Status(match why {
+                            ExecError::NotFound => NOT_FOUND,
+                            ExecError::CannotRun => CANNOT_RUN,
+                        }));
+                    }
+                    ToHost::StdinCredit(bytes) => credit += bytes as usize,
+                    ToHost::Stdout(data) => output.stdout(&data, &mut to_guest).await?,
+                    ToHost::Stderr(data) => output.stderr(&data).await,
+                    ToHost::Exit(exit) => {
+                        drop(terminal);
+                        return Ok(Status(match exit {
+                            Exit::Status(status) => status,
+                            Exit::Signal(signal) => SIGNALLED.wrapping_add(signal),
+                        }));
+                    }
+                }
+            }
+            data = async { input.as_mut().expect("guarded").recv().await }, if readable => {
+                let data = data.unwrap_or_default();
+                if data.is_empty() {
+                    input = None;
+                }
+                credit = credit.saturating_sub(data.len());
+                write_frame(&mut to_guest, &ToGuest::Stdin(data).encode()).await.context("the guest went away")?;
+            }
+            signal = signals.next() => {
+                let message = match signal {
+                    Caught::Window => match window() {
+                        Some(window) if on_terminal => ToGuest::Window(window),
+                        _ => continue,
+                    },
+                    Caught::Number(number) => ToGuest::Signal(number),
+                    Caught::EnoughOfIt => return Ok(Status(SIGNALLED + SIGINT)),
+                };
+                write_frame(&mut to_guest, &message.encode()).await.context("the guest went away")?;
+            }
+        }
+    }
+}
+
+/// Our standard output and error, as far as somebody takes them.
+struct Output {
+    stdout: tokio::io::Stdout,
+    stderr: tokio::io::Stderr,
+    broken: bool,
+}
+
+impl Output {
+    /// Writes output on; if nobody reads it any more, the program gets SIGPIPE, as it would here.
+    async fn stdout(&mut self, data: &[u8], to_guest: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
+        if self.broken {
+            return Ok(());
+        }
+        let written = async { self.stdout.write_all(data).await?; self.stdout.flush().await };
+        if written.await.is_err() {
+            self.broken = true;
+            write_frame(to_guest, &ToGuest::Signal(SIGPIPE).encode()).await.context("the guest went away")?;
+        }
+        Ok(())
+    }
+
+    async fn stderr(&mut self, data: &[u8]) {
+        // Nowhere left to complain to.
+        let _ = self.stderr.write_all(data).await;
+        let _ = self.stderr.flush().await;
+    }
+}
+
+/// Pieces of our standard input, the last one empty. A thread of its own: a read of a terminal cannot be given
+/// up, and the process must be able to end during one.
+fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel(1);
+    thread::spawn(move || {
+        let mut stdin = std::io::stdin();
+        let mut buffer = [0; MAX_CHUNK];
+        loop {
+            // An error is an end: a closed standard input above all.
+            let len = stdin.read(&mut buffer).unwrap_or(0);
+            if sender.blocking_send(buffer[..len].to_vec()).is_err() || len == 0 {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+// Linux's numbers, which go over the wire; macOS has the same ones.
+const SIGHUP: u8 = 1;
+const SIGINT: u8 = 2;
+const SIGQUIT: u8 = 3;
+const SIGPIPE: u8 = 13;
+const SIGTERM: u8 = 15;
+
+enum Caught {
+    Number(u8),
+    Window,
+    EnoughOfIt,
+}
+
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    terminate: Signal,
+    window: Signal,
+    interrupts: u32,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            terminate: signal(SignalKind::terminate())?,
+            window: signal(SignalKind::window_change())?,
+            interrupts: 0,
+        })
+    }
+
+    async fn next(&mut self) -> Caught {
+        tokio::select! {
+            _ = self.hangup.recv() => Caught::Number(SIGHUP),
+            _ = self.quit.recv() => Caught::Number(SIGQUIT),
+            _ = self.terminate.recv() => Caught::Number(SIGTERM),
+            _ = self.window.recv() => Caught::Window,
+            _ = self.interrupt.recv() => {
+                self.interrupts += 1;
+                if self.interrupts >= PATIENCE { Caught::EnoughOfIt } else { Caught::Number(SIGINT) }
+            }
+        }
+    }
+}
+
+/// Our terminal in raw mode, until dropped.
+struct RawTerminal(Termios);
+
+impl RawTerminal {
+    fn enter() -> Result<Self> {
+        let stdin = std::io::stdin();
+        let before = tcgetattr(&stdin).context("-t needs a terminal on standard input")?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&stdin, OptionalActions::Now, &raw).context("cannot set the terminal up")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// Whether our standard input is a terminal.
+pub fn on_terminal() -> bool {
+    std::io::stdin().is_terminal()
+}

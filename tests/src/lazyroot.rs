@@ -1,0 +1,146 @@
+//! A lazyroot of a test's own: the program as built, with folders that nothing else uses.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// The program with a home of its own, removed when dropped.
+pub struct Lazyroot {
+    home: TempDir,
+}
+
+impl Default for Lazyroot {
+    fn default() -> Self {
+        Self { home: TempDir::with_prefix("lr").expect("a folder for temporary files") }
+    }
+}
+
+impl Lazyroot {
+    /// A command line of this lazyroot.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(crate::given("LAZYROOT_TEST_BIN"));
+        command.env("LAZYROOT_HOME", self.home()).env_remove("LAZYROOT_STORE").env_remove("XDG_RUNTIME_DIR");
+        command.args(arguments);
+        command
+    }
+
+    /// Its `LAZYROOT_HOME`.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Runs a command line to its end.
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
+        self.command(arguments).stdin(Stdio::null()).output().expect("the lazyroot program starts")
+    }
+
+    /// Runs a command line that must succeed; returns its standard output.
+    pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        let mut command = self.command(arguments);
+        let output = command.stdin(Stdio::null()).output().expect("the lazyroot program starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command:?} failed with {}: {errors}", output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs a command line that must fail as lazyroot's own errors do; returns what it said.
+    pub fn error<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        let mut command = self.command(arguments);
+        let output = command.stdin(Stdio::null()).output().expect("the lazyroot program starts");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{command:?}: {errors}");
+        assert!(errors.starts_with("lazyroot: "), "{errors}");
+        errors
+    }
+
+    /// Imports a directory under a name.
+    pub fn import(&self, dir: &Path, name: &str) {
+        self.ok(["image", "import", &format!("dir:{}", dir.display()), "--name", name]);
+    }
+
+    /// Mounts an image at a fresh folder.
+    pub fn mount(&self, image: &str, options: &[&str]) -> Mount<'_> {
+        let dir = TempDir::with_prefix("lr").expect("a folder for temporary files");
+        let arguments = ["mount", image].into_iter().chain(options.iter().copied());
+        let mut command = self.command(arguments);
+        command.arg(dir.path());
+        let output = command.output().expect("the lazyroot program starts");
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Mount { lazyroot: self, dir }
+    }
+
+    /// Starts an object server on a socket in its home.
+    pub fn serve(&self) -> Server {
+        let socket = self.home().join("server.sock");
+        let endpoint = format!("unix:{}", socket.display());
+        let mut command = self.command(["serve", "--listen", &endpoint]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the lazyroot program starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the server says something");
+        assert_eq!(line.trim_end(), format!("listening on {endpoint}"));
+        Server { child, endpoint, socket }
+    }
+}
+
+/// A mounted image, unmounted when dropped.
+pub struct Mount<'a> {
+    lazyroot: &'a Lazyroot,
+    dir: TempDir,
+}
+
+impl Mount<'_> {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        let arguments = [OsStr::new("umount"), OsStr::new("--lazy"), self.dir.path().as_os_str()];
+        let output = self.lazyroot.run(arguments);
+        if !output.status.success() && !std::thread::panicking() {
+            panic!("cannot unmount: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// A running object server, ended when dropped.
+pub struct Server {
+    child: Child,
+    endpoint: String,
+    socket: PathBuf,
+}
+
+impl Server {
+    /// Its address, for `--connect`.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn crash(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it was ours");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,210 @@
+//! Promises about `lazyroot mount`: the guest's data plane on this machine, with real images and servers.
+//!
+//! Mounting needs root; `make test` sees to it.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::{rootfs, tree};
+
+/// A tree with a large and a few small files, for tests that damage it.
+fn small_tree() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let large: Vec<u8> = (0..3_000_001u32).map(|i| (i % 253) as u8).collect();
+    fs::write(dir.path().join("large"), large).unwrap();
+    fs::write(dir.path().join("small"), vec![b's'; 5000]).unwrap();
+    fs::write(dir.path().join("other"), vec![b'o'; 5000]).unwrap();
+    dir
+}
+
+/// The object that holds `content`, in the default repository of `lazyroot`.
+fn object_of(lazyroot: &Lazyroot, content: &[u8]) -> std::path::PathBuf {
+    let id = lazyroot_proto::verity::digest(lazyroot_proto::Algorithm::Sha256, content);
+    lazyroot.home().join("repository/objects").join(id.object_path())
+}
+
+#[test]
+fn a_mounted_image_is_the_imported_tree_to_the_last_bit() {
+    let lazyroot = Lazyroot::default();
+    lazyroot.import(&rootfs(), "debian");
+    let mount = lazyroot.mount("debian", &[]);
+    let (files, bytes) = tree::assert_same(&rootfs(), mount.path());
+    assert!(files > 5000 && bytes > 100 << 20, "a real tree: {files} files, {bytes} bytes");
+    let denied = fs::write(mount.path().join("new"), "x").unwrap_err();
+    assert_eq!(denied.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn changes_to_a_read_write_mount_stay_in_memory() {
+    let (lazyroot, source) = (Lazyroot::default(), small_tree());
+    lazyroot.import(source.path(), "small");
+    let mount = lazyroot.mount("small", &["--read-write"]);
+    fs::write(mount.path().join("new"), "mine").unwrap();
+    fs::remove_file(mount.path().join("other")).unwrap();
+    fs::OpenOptions::new().write(true).open(mount.path().join("large")).unwrap().write_all_at(b"!", 2_000_000).unwrap();
+    fs::set_permissions(mount.path().join("small"), fs::Permissions::from_mode(0o600)).unwrap();
+    let changed = fs::read(mount.path().join("large")).unwrap();
+    let original = fs::read(source.path().join("large")).unwrap();
+    assert_eq!((changed[2_000_000], &changed[..2_000_000]), (b'!', &original[..2_000_000]));
+    drop(mount);
+    let again = lazyroot.mount("small", &[]);
+    tree::assert_same(source.path(), again.path());
+}
+
+#[test]
+fn a_damaged_object_is_an_error_and_never_wrong_bytes() {
+    let (lazyroot, source) = (Lazyroot::default(), small_tree());
+    lazyroot.import(source.path(), "small");
+    let large = fs::read(source.path().join("large")).unwrap();
+    let damage = |content: &[u8], offset: u64| {
+        let path = object_of(&lazyroot, content);
+        fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"\xff\x00", offset).unwrap();
+        path
+    };
+    damage(&[b's'; 5000], 4321);
+    damage(&large, 1_500_000);
+    let mount = lazyroot.mount("small", &[]);
+    for name in ["small", "large"] {
+        let error = fs::read(mount.path().join(name)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5), "{name}: {error}");
+    }
+    // What is whole stays readable.
+    assert_eq!(fs::read(mount.path().join("other")).unwrap(), vec![b'o'; 5000]);
+}
+
+#[test]
+fn a_truncated_or_missing_object_is_an_error_and_not_zeros() {
+    let (lazyroot, source) = (Lazyroot::default(), small_tree());
+    lazyroot.import(source.path(), "small");
+    let truncated = object_of(&lazyroot, &[b's'; 5000]);
+    fs::OpenOptions::new().write(true).open(truncated).unwrap().set_len(4096).unwrap();
+    fs::remove_file(object_of(&lazyroot, &[b'o'; 5000])).unwrap();
+    let mount = lazyroot.mount("small", &[]);
+    for name in ["small", "other"] {
+        let error = fs::read(mount.path().join(name)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_manifest_or_index_that_was_tampered_with_is_refused_at_mount() {
+    // The mount trusts the store's names for digests, so tamper where a server reads and mount from another home.
+    for which in ["manifest", "index"] {
+        let (honest, source) = (Lazyroot::default(), small_tree());
+        honest.import(source.path(), "small");
+        let evil = Lazyroot::default();
+        evil.import(source.path(), "small");
+        let server = evil.serve();
+        tamper(&evil, which);
+        let dir = tempfile::tempdir().unwrap();
+        let said = honest.error(["mount", "small", dir.path().to_str().unwrap(), "--connect", server.endpoint()]);
+        assert!(said.contains(which) && said.contains("does not match its digest"), "{said}");
+        assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing is mounted");
+    }
+}
+
+/// Changes the image's metadata in a store, as an attacker who owns the server's disk would.
+fn tamper(lazyroot: &Lazyroot, which: &str) {
+    let repository = lazyroot.home().join("repository");
+    let file = match which {
+        "manifest" => {
+            let image = fs::read_dir(repository.join("images")).unwrap().map(|entry| entry.unwrap().path());
+            fs::canonicalize(image.filter(|path| path.is_symlink()).next().unwrap()).unwrap()
+        }
+        _ => fs::read_dir(repository.join("lazyroot/index")).unwrap().next().unwrap().unwrap().path(),
+    };
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 9;
+    bytes[last] ^= 1;
+    let fresh = file.with_extension("tampered");
+    fs::write(&fresh, bytes).unwrap();
+    fs::rename(fresh, file).unwrap();
+}
+
+#[test]
+fn a_mount_outlives_its_server_and_carries_on_with_the_next() {
+    let (lazyroot, source) = (Lazyroot::default(), small_tree());
+    lazyroot.import(source.path(), "small");
+    let server = lazyroot.serve();
+    let mount = lazyroot.mount("small", &["--connect", server.endpoint()]);
+    assert_eq!(fs::read(mount.path().join("small")).unwrap().len(), 5000);
+    server.crash();
+    let reader = {
+        let path = mount.path().join("large");
+        thread::spawn(move || fs::read(path))
+    };
+    thread::sleep(Duration::from_millis(500));
+    assert!(!reader.is_finished(), "the read waits for a server");
+    let _server = lazyroot.serve();
+    let read = reader.join().unwrap().unwrap();
+    assert!(read == fs::read(source.path().join("large")).unwrap());
+}
+
+#[test]
+fn a_hundred_mounts_share_one_small_server() {
+    const MOUNTS: usize = 100;
+    let lazyroot = Lazyroot::default();
+    let source = rootfs();
+    lazyroot.import(&source, "debian");
+    let server = lazyroot.serve();
+    let started = Instant::now();
+    let mounts: Vec<_> = (0..MOUNTS).map(|_| lazyroot.mount("debian", &["--connect", server.endpoint()])).collect();
+    println!("{MOUNTS} mounts took {:?}", started.elapsed());
+    let before = read_bytes(server.pid());
+    let samples = ["usr/bin/perl", "etc/passwd", "usr/lib/os-release"];
+    thread::scope(|scope| {
+        for chunk in mounts.chunks(25) {
+            let source = &source;
+            scope.spawn(move || {
+                for mount in chunk {
+                    for sample in samples {
+                        let expected = fs::read(source.join(sample)).unwrap();
+                        assert!(fs::read(mount.path().join(sample)).unwrap() == expected, "{sample}");
+                    }
+                }
+            });
+        }
+    });
+    let rss = status_kib(server.pid(), "VmHWM:");
+    let read = read_bytes(server.pid()) - before;
+    println!("server: {rss} KiB at most, {read} bytes read from the disk");
+    assert!(rss < 100 << 10, "the server took {rss} KiB");
+    let once: u64 = samples.iter().map(|sample| fs::metadata(source.join(sample)).unwrap().len()).sum();
+    // Whole pages and the file system's own readahead included; far from a hundred times.
+    assert!(read <= 4 * once + (1 << 20), "{read} bytes were read from the disk for {once} bytes of content");
+}
+
+/// A figure of /proc/PID/status, in KiB.
+fn status_kib(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Bytes that a process caused to be read from disks.
+fn read_bytes(pid: u32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("read_bytes: ")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn bad_input_gets_one_clear_error() {
+    let (lazyroot, source) = (Lazyroot::default(), small_tree());
+    lazyroot.import(source.path(), "small");
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().to_str().unwrap();
+    let said = lazyroot.error(["mount", "no-such-image", at]);
+    assert!(said.contains("no-such-image"), "{said}");
+    let said = lazyroot.error(["mount", "small", "/no/such/folder"]);
+    assert!(said.contains("/no/such/folder"), "{said}");
+    let said = lazyroot.error(["umount", at]);
+    assert!(said.contains("no image is mounted"), "{said}");
+    let server = lazyroot.serve();
+    let said = lazyroot.error(["serve", "--listen", server.endpoint()]);
+    assert!(said.contains("another process does already"), "{said}");
+    assert!(Path::new(server.socket()).exists(), "the running server keeps its socket");
+}
