@@ -10,5 +10,4 @@ LAZYROOT_TEST_BIN=$target/release/lazyroot
 export LAZYROOT_TEST_ROOTFS LAZYROOT_TEST_KERNEL_DEB LAZYROOT_TEST_BIN
 
 cargo build --release --locked -p lazyroot-tests --bin bench
-mkdir -p "$target/bench"
-exec sh scripts/as-root.sh "$target/release/bench" --output "$target/bench/results.json" "$@"
+exec sh scripts/as-root.sh "$target/release/bench" "$target/bench"
