@@ -1,0 +1,58 @@
+# The front door. Every target works on its own on a fresh Debian-like machine with git, make and Rust, as root
+# or with sudo; whatever is already there is not done again. `make` alone lists the targets.
+
+# Everything that is built, downloaded or stored goes here, so that `make clean` really cleans.
+export CARGO_TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+
+# rustup puts cargo here, and a shell that was started before the installation does not know.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+PREFIX ?= /usr/local
+
+# Recipes share the package manager and cargo's locks: in parallel they would only wait for each other.
+.NOTPARALLEL:
+.PHONY: help build run test bench lint deny docs clean install image
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+build: ## lazyroot and the static guest-init, in target/release
+	@sh scripts/deps.sh build
+	@sh scripts/build.sh
+
+image: ## the demo image and kernel package, in target/demo
+	@sh scripts/deps.sh image
+	@sh scripts/image.sh
+
+run: build image ## import the demo image, boot it lazily and run a command in it
+	@sh scripts/deps.sh run
+	@sh scripts/demo.sh
+
+test: build image ## formatting, lints and every test, real VMs included
+	@sh scripts/deps.sh test
+	@sh scripts/test.sh
+
+bench: build image ## measure; figures go to target/bench/results.json
+	@sh scripts/deps.sh test
+	@sh scripts/bench.sh
+
+lint: ## rustfmt, clippy and, where it is installed, shellcheck
+	@sh scripts/deps.sh lint
+	@sh scripts/lint.sh
+
+deny: ## licences and sources of all dependencies (cargo-deny)
+	@sh scripts/deps.sh lint
+	@sh scripts/deny.sh
+
+docs: ## the book, in target/book
+	@sh scripts/docs.sh
+
+# Does not build, so that `make build && sudo make install` never runs cargo as root.
+install: ## into PREFIX (/usr/local), below DESTDIR
+	@test -x "$(CARGO_TARGET_DIR)/release/guest-init" || { echo 'nothing to install: run "make build" first' >&2; exit 1; }
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/libexec/lazyroot"
+	install -m 755 "$(CARGO_TARGET_DIR)/release/lazyroot" "$(DESTDIR)$(PREFIX)/bin/lazyroot"
+	install -m 755 "$(CARGO_TARGET_DIR)/release/guest-init" "$(DESTDIR)$(PREFIX)/libexec/lazyroot/guest-init"
+
+clean: ## remove everything that the targets above made
+	@sh scripts/clean.sh

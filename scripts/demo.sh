@@ -1,0 +1,35 @@
+#!/bin/sh
+# Imports the demo image and kernel (once), boots a VM from them and runs a command that proves where it is.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+name=debian:trixie
+lazyroot=$target/release/lazyroot
+# The demo's own folder, so that it leaves nothing behind after `make clean`.
+export LAZYROOT_HOME="${LAZYROOT_HOME:-$target/home}"
+
+deb=$(ls "$demo"/linux-image-*.deb)
+version=${deb##*/linux-image-}
+version=${version%%_*}
+
+# Only root can read all of a Debian tree; the store is then handed to whoever runs this, and the VM needs no root.
+import() {
+    if [ "$(id -u)" = 0 ]; then
+        "$lazyroot" "$@"
+    else
+        as_root chown -R 0:0 "$LAZYROOT_HOME"
+        as_root env LAZYROOT_HOME="$LAZYROOT_HOME" "$lazyroot" "$@"
+        as_root chown -R "$(id -u):$(id -g)" "$LAZYROOT_HOME"
+    fi
+}
+
+mkdir -p "$LAZYROOT_HOME"
+"$lazyroot" image ls --format json | grep -q "\"$name\"" || import image import "dir:$demo/rootfs" --name "$name"
+"$lazyroot" kernel ls --format json | grep -qF "$version" || import kernel import "$deb"
+
+# shellcheck disable=SC2016 # expanded in the guest
+exec "$lazyroot" run --report "$name" -- sh -c '
+    . /etc/os-release && echo "$PRETTY_NAME, Linux $(uname -r)"
+    findmnt -n -o FSTYPE,SOURCE /
+    python3 -c "import json, ssl, sys; print(\"python\", sys.version.split()[0], \"with\", ssl.OPENSSL_VERSION)"'

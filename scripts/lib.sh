@@ -1,0 +1,39 @@
+# What the scripts share; read with `.` from the top of the repository.
+# shellcheck shell=sh
+
+fail() {
+    echo "lazyroot: $*" >&2
+    exit 1
+}
+
+# Runs a command as root: plainly when we are, else through sudo.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        fail "this needs root and there is no sudo: $*"
+    fi
+}
+
+target=${CARGO_TARGET_DIR:-$PWD/target}
+# shellcheck disable=SC2034 # for those who read this file
+demo=$target/demo
+tools=$target/tools
+triple=$(uname -m)-unknown-linux-gnu
+
+# `cargo install`s a program of that very version into target/tools, unless it is there.
+cargo_tool() { # NAME VERSION
+    [ -e "$tools/.$1-$2" ] && return
+    echo "installing $1 $2 into $tools ..." >&2
+    CARGO_TARGET_DIR=$tools/build-$1 cargo install "$1" --version "$2" --locked --force --root "$tools"
+    rm -rf "$tools/build-$1"
+    touch "$tools/.$1-$2"
+}
+
+# Where the programs look for each other. The daemon is only there if the kernel has no vhost_vsock for us.
+export LAZYROOT_GUEST_INIT="$target/guest/$triple/guest/guest-init"
+if [ -x "$tools/bin/vhost-device-vsock" ]; then
+    export LAZYROOT_VHOST_DEVICE_VSOCK="$tools/bin/vhost-device-vsock"
+fi

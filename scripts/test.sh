@@ -1,0 +1,15 @@
+#!/bin/sh
+# Formatting, lints and all tests. The release profile, so that what `make build` compiled is not compiled again.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+LAZYROOT_TEST_ROOTFS=$demo/rootfs
+LAZYROOT_TEST_KERNEL_DEB=$(ls "$demo"/linux-image-*.deb)
+LAZYROOT_TEST_BIN=$target/release/lazyroot
+export LAZYROOT_TEST_ROOTFS LAZYROOT_TEST_KERNEL_DEB LAZYROOT_TEST_BIN
+
+sh scripts/lint.sh
+# Mounts need root: cargo itself stays with the user, the test programs are started through as-root.sh.
+cargo test --release --workspace --locked \
+    --config "target.'cfg(unix)'.runner = ['sh', '$PWD/scripts/as-root.sh']" -- "$@"
