@@ -58,7 +58,7 @@ pub struct RunArgs {
     #[arg(long, default_value = "qemu")]
     hypervisor: accel::Choice,
     /// Say on stderr, at the end, how long the launch took and what was fetched
-    #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "table")]
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     report: Option<super::Format>,
 }
 
