@@ -127,7 +127,7 @@ mod tests {
         let living = make("living");
         living.lock().unwrap();
         drop(make("dead"));
-        assert_eq!(sweep(parent.path()).unwrap(), [record.clone()]);
+        assert_eq!(sweep(parent.path()).unwrap(), [record]);
         assert!(parent.path().join("living").exists() && !parent.path().join("dead").exists());
     }
 }

@@ -30,12 +30,15 @@ pub struct Module {
     pub content: Vec<u8>,
 }
 
+/// Reads a file by its path.
+type ReadFile<'a> = Box<dyn Fn(&str) -> Result<Vec<u8>> + 'a>;
+
 /// The modules of one kernel release, by name.
 pub struct ModuleTree<'a> {
     /// Paths by module name.
     paths: BTreeMap<String, String>,
     builtin: HashSet<String>,
-    read: Box<dyn Fn(&str) -> Result<Vec<u8>> + 'a>,
+    read: ReadFile<'a>,
 }
 
 /// `vmw-vsock.ko.xz` is the module `vmw_vsock`.
