@@ -29,7 +29,7 @@ const PRIVATE_CID: u32 = 3;
 /// calibration against a clock that QEMU keeps, no probing for hardware that is not there, no self-tests.
 ///
 /// `clearcpuid=cx16` keeps the kernel, not its programs, from using CMPXCHG16B: QEMU 7.2 damages the flags when an
-/// interrupt meets that instruction, and without this word about one boot in thirty panics in the slab allocator.
+/// interrupt meets that instruction, and without this word about one boot in seventeen panics in the slab allocator.
 const TCG_CMDLINE: &str = "mitigations=off tsc=reliable no_timer_check nokaslr random.trust_cpu=on clearcpuid=cx16 \
                            8250.nr_uarts=1 i8042.noaux i8042.nokbd i8042.noprobe cryptomgr.notests";
 
