@@ -104,6 +104,10 @@ fn options_reach_the_command_and_the_report_adds_up() {
     let report: serde_json::Value = serde_json::from_str(err.lines().last().unwrap()).unwrap();
     let number = |name: &str| report.pointer(name).and_then(serde_json::Value::as_u64).unwrap();
     assert!(number("/served/bytes") < number("/image_bytes") / 4, "a launch reads a part of the image: {report}");
+    let initramfs = fs::read_dir(debian().home().join("cache")).unwrap().map(|entry| entry.unwrap());
+    let initramfs = initramfs.filter(|entry| entry.file_name().to_string_lossy().starts_with("initramfs-"));
+    let sizes: Vec<u64> = initramfs.map(|entry| entry.metadata().unwrap().len()).collect();
+    assert!(sizes.len() == 1 && sizes[0] <= 3 << 20, "one initramfs of at most 3 MiB: {sizes:?}");
     assert!(number("/served/objects") > 5 && number("/served/failures") == 0, "{report}");
 }
 

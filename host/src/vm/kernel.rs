@@ -47,6 +47,14 @@ impl Kernel {
         if elf.exists() { elf } else { self.dir.join("vmlinuz") }
     }
 
+    /// Whether this machine can run it.
+    fn check_arch(&self) -> Result<()> {
+        let Bundle { release, arch, .. } = &self.bundle;
+        let machine = std::env::consts::ARCH;
+        ensure!(arch == machine, "kernel {release} is for {arch}, and this machine is {machine}");
+        Ok(())
+    }
+
     /// The folder with the unpacked modules.
     pub fn modules_dir(&self) -> PathBuf {
         self.dir.join("modules")
@@ -133,6 +141,7 @@ impl Kernels {
     pub fn of_image(&self, store: &Store, image: &Image) -> Result<Option<Kernel>> {
         let source = format!("image:{}", image.id);
         if let Some(kernel) = self.list()?.into_iter().find(|kernel| kernel.bundle.source == source) {
+            kernel.check_arch()?;
             return Ok(Some(kernel));
         }
         let files = ImageFiles::open(store, image)?;
@@ -140,7 +149,9 @@ impl Kernels {
         if !releases.any(|(release, _)| files.has(&format!("usr/lib/modules/{release}/vmlinuz"))) {
             return Ok(None);
         }
-        self.import_files(&files, &source).map(Some).context("the image's own kernel")
+        let kernel = self.import_files(&files, &source).context("the image's own kernel")?;
+        kernel.check_arch()?;
+        Ok(Some(kernel))
     }
 
     /// All imported kernels, the newest release last.
@@ -181,8 +192,7 @@ impl Kernels {
                 let kernel = found.with_context(|| {
                     format!("there is no kernel {release}; 'lazyroot kernel ls' has: {}", known.join(", "))
                 })?;
-                let found = &kernel.bundle.arch;
-                ensure!(found == arch, "kernel {release} is for {found}, and this machine is {arch}");
+                kernel.check_arch()?;
                 Ok(kernel)
             }
         }
@@ -213,7 +223,10 @@ impl Kernels {
         walk(files, &modules_dir, &mut paths)?;
         let builtin = files.read(&format!("{modules_dir}/modules.builtin")).unwrap_or_default();
         let tree = ModuleTree::new(paths, &String::from_utf8_lossy(&builtin), |path| files.read(path));
-        let modules = tree.needed(&release)?;
+        let configs = [format!("boot/config-{release}"), format!("{modules_dir}/config")];
+        let config = configs.iter().find_map(|path| files.read(path).ok());
+        let config = config.map(|text| String::from_utf8_lossy(&text).into_owned());
+        let modules = tree.needed(&release, config.as_deref())?;
 
         let mut hasher = verity::LeafHasher::new(Algorithm::Sha256);
         hasher.update(&vmlinuz);
@@ -250,8 +263,10 @@ impl Kernels {
         // An image's own kernel may have the release of another: its folder is named by its content as well.
         let name = if source.starts_with("image:") { format!("{release}-{}", &bundle.id[..12]) } else { release };
         let dir = self.dir.join(name);
+        // Moved aside first, so that a launch meanwhile finds the old one or the new one, whole.
+        let old = tempfile::Builder::new().prefix(".old-").tempdir_in(&self.dir)?;
         if dir.exists() {
-            fs::remove_dir_all(&dir).with_context(|| format!("cannot replace {}", dir.display()))?;
+            fs::rename(&dir, old.path()).with_context(|| format!("cannot replace {}", dir.display()))?;
         }
         fs::rename(fresh.keep(), &dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Kernel { bundle, dir })

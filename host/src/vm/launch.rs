@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use lazyroot_proto::exec::Exec;
-use lazyroot_proto::frame::{DEFAULT_PORT, EventKind};
+use lazyroot_proto::frame::EventKind;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -154,6 +154,7 @@ impl Vm {
         let accelerator = accel::choose(home, &kernel, &initramfs, launch.hypervisor).await?;
         let hypervisor = qemu::Qemu::new(home, accelerator)?;
         let instance = Instance::create(home, launch.name.as_deref(), &launch.image)?;
+        let vsock_port = hypervisor.vsock_port();
         let console = match launch.command {
             None => Console::Stdio,
             Some(_) => Console::File(console_log(&instance)),
@@ -164,10 +165,10 @@ impl Vm {
             memory_mib: launch.memory_mib,
             kernel: kernel.boot_file(),
             initramfs,
-            cmdline: cmdline(&hypervisor, launch, instance.name()),
+            cmdline: cmdline(&hypervisor, launch, instance.name(), vsock_port),
             dir: instance.dir().to_owned(),
             console,
-            vsock_port: DEFAULT_PORT,
+            vsock_port,
         };
         let listener = Listener::bind(&match hypervisor.vsock(&spec) {
             GuestListener::Unix(path) => Endpoint::Unix(path),
@@ -232,7 +233,7 @@ fn choose_kernel(home: &Home, store: &Store, launch: &Launch) -> Result<Kernel> 
     kernels.get(launch.kernel.as_deref())
 }
 
-fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str) -> String {
+fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port: u32) -> String {
     let mode = if launch.command.is_some() { "agent" } else { "init" };
     let mut words = vec![
         format!("console={}", hypervisor.console_device()),
@@ -241,7 +242,7 @@ fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str) -> String {
         hypervisor.cmdline(),
         format!("lazyroot.manifest={}", launch.image.id),
         format!("lazyroot.index={}", launch.image.index.id()),
-        format!("lazyroot.port={DEFAULT_PORT}"),
+        format!("lazyroot.port={vsock_port}"),
         format!("lazyroot.mode={mode}"),
         format!("lazyroot.hostname={name}"),
     ];

@@ -19,7 +19,8 @@ const REQUIRED: &[(&str, &str)] = &[
 ];
 
 /// What older kernels need besides: before 6.12 EROFS mounts block devices only.
-const REQUIRED_FOR_LOOP: (&str, &str) = ("loop", "EROFS through a loop device, which kernels before 6.12 need");
+const REQUIRED_FOR_LOOP: (&str, &str) =
+    ("loop", "EROFS: without CONFIG_EROFS_FS_BACKED_BY_FILE (Linux 6.12) it mounts through a loop device");
 
 /// A module, unpacked.
 #[derive(Debug)]
@@ -59,17 +60,23 @@ impl<'a> ModuleTree<'a> {
         Self { paths, builtin: builtin.lines().filter_map(module_name).collect(), read: Box::new(read) }
     }
 
-    /// What the guest needs that is not built in, dependencies first. `release` is the kernel's.
+    /// What the guest needs that is not built in, dependencies first. `release` is the kernel's, `config` the text
+    /// of its configuration if it is there.
     ///
     /// # Errors
     /// If the kernel lacks something; the error says what.
-    pub fn needed(&self, release: &str) -> Result<Vec<Module>> {
+    pub fn needed(&self, release: &str, config: Option<&str>) -> Result<Vec<Module>> {
         let (major, minor) = version(release).with_context(|| format!("'{release}' is no kernel release"))?;
         if (major, minor) < (6, 5) {
             bail!("kernel {release} is too old: data-only overlay layers need 6.5 (6.12 is best)");
         }
+        // Without a configuration to look at, the version must do.
+        let has = |option: &str| config.is_none_or(|text| text.lines().any(|line| line == format!("{option}=y")));
+        if !has("CONFIG_RD_ZSTD") {
+            bail!("kernel {release} cannot unpack a zstd initramfs: it needs CONFIG_RD_ZSTD");
+        }
         let mut wanted = REQUIRED.to_vec();
-        if (major, minor) < (6, 12) {
+        if (major, minor) < (6, 12) || !has("CONFIG_EROFS_FS_BACKED_BY_FILE") {
             wanted.push(REQUIRED_FOR_LOOP);
         }
         let (mut modules, mut seen) = (Vec::new(), HashSet::new());
@@ -184,16 +191,19 @@ mod tests {
     #[test]
     fn a_kernel_that_lacks_something_is_refused_by_name() {
         let tree = ModuleTree::new([], "kernel/fs/fuse/fuse.ko\n", |_| unreachable!());
-        let error = format!("{:#}", tree.needed("6.12.1").unwrap_err());
+        let error = format!("{:#}", tree.needed("6.12.1", None).unwrap_err());
         assert!(error.contains("virtio") && error.contains("6.12.1"), "{error}");
-        let error = format!("{:#}", tree.needed("5.10.0").unwrap_err());
+        let error = format!("{:#}", tree.needed("5.10.0", None).unwrap_err());
         assert!(error.contains("too old"), "{error}");
         let old = ModuleTree::new(
             [],
             "virtio_pci.ko\nvmw_vsock_virtio_transport.ko\nfuse.ko\nerofs.ko\noverlay.ko\n",
             |_| unreachable!(),
         );
-        assert!(old.needed("6.12.0").unwrap().is_empty());
-        assert!(format!("{:#}", old.needed("6.6.0").unwrap_err()).contains("loop"));
+        assert!(old.needed("6.12.0", None).unwrap().is_empty());
+        assert!(format!("{:#}", old.needed("6.6.0", None).unwrap_err()).contains("loop"));
+        let config = "CONFIG_RD_ZSTD=y\n# CONFIG_EROFS_FS_BACKED_BY_FILE is not set\n";
+        assert!(format!("{:#}", old.needed("6.12.0", Some(config)).unwrap_err()).contains("loop"));
+        assert!(format!("{:#}", old.needed("6.12.0", Some("")).unwrap_err()).contains("CONFIG_RD_ZSTD"));
     }
 }

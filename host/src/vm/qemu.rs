@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use lazyroot_proto::frame::DEFAULT_PORT;
 use tokio::process::{Child, Command};
 
 use super::accel::Accelerator;
@@ -197,6 +198,14 @@ impl Hypervisor for Qemu {
         }
     }
 
+    fn vsock_port(&self) -> u32 {
+        match self.transport {
+            // All guests share the host's ports: each has its own, named after its address.
+            Transport::Vhost { cid } => cid,
+            Transport::VhostUser(_) => DEFAULT_PORT,
+        }
+    }
+
     fn vsock(&self, spec: &MachineSpec) -> GuestListener {
         match self.transport {
             Transport::Vhost { .. } => GuestListener::Vsock { port: spec.vsock_port },
@@ -209,11 +218,12 @@ impl Hypervisor for Qemu {
     }
 }
 
-/// A guest address that is most likely free: the host's kernel refuses one that is not. 0 to 2 are reserved.
+/// A guest address that is most likely free: the host's kernel refuses one that is not. 0 to 2 are reserved, and up to
+/// 1023 it would be no port for everybody.
 fn random_cid() -> Result<u32> {
     let mut bytes = [0; 4];
     std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(u32::from_le_bytes(bytes) % (u32::MAX - 4) + 3)
+    Ok(u32::from_le_bytes(bytes) % (u32::MAX - 1025) + 1024)
 }
 
 fn utf8(path: &Path) -> Result<&str> {
