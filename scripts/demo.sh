@@ -24,7 +24,6 @@ import() {
     fi
 }
 
-mkdir -p "$LAZYROOT_HOME"
 "$lazyroot" image ls --format json | grep -q "\"$name\"" || import image import "dir:$demo/rootfs" --name "$name"
 "$lazyroot" kernel ls --format json | grep -qF "$version" || import kernel import "$deb"
 

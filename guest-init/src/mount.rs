@@ -190,7 +190,7 @@ fn erofs(image: &Path) -> Result<OwnedFd> {
     match mount(&image.to_string_lossy()) {
         // Kernels before 6.12 want a block device.
         Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::NOTBLK) => {
-            let device = loopdev::attach(&File::open(image)?)
+            let device = loopdev::attach(Path::new("/dev"), &File::open(image)?)
                 .context("this kernel cannot mount EROFS from a file (6.12 can), and offers no loop device instead")?;
             mount(&device.path().to_string_lossy())
         }

@@ -77,8 +77,10 @@ pub fn private_dir(dir: &Path) -> Result<()> {
         );
     }
     if meta.permissions().mode() & 0o077 != 0 {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("cannot make {} private", dir.display()))?;
+        let shown = dir.display();
+        bail!(
+            "{shown} is open to other users: 'chmod 700 {shown}', or set LAZYROOT_HOME to a folder that is not there yet"
+        );
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow};
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::{Context, Format};
+use super::{Context, Format, print};
 use crate::store::{Node, Progress, Removed, Source, Store, Tree};
 
 /// What to do with images.
@@ -170,13 +170,5 @@ fn remove(store: &Store, names: &[String]) -> Result<ExitCode> {
     match failed {
         0 => Ok(ExitCode::SUCCESS),
         failed => Err(anyhow!("{failed} of {} could not be removed", names.len())),
-    }
-}
-
-/// Prints to stdout; that the reader of a pipe went away is no error.
-fn print(text: &str) -> Result<ExitCode> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
-        _ => Ok(ExitCode::SUCCESS),
     }
 }

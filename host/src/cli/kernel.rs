@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{Context, Format};
+use super::{Context, Format, print};
 use crate::store::Store;
 use crate::vm::kernel::{KernelSource, Kernels};
 
@@ -37,25 +37,25 @@ pub fn run(command: KernelCommand, context: &Context) -> Result<ExitCode> {
     match command {
         KernelCommand::Import { source } => {
             let kernel = kernels.import(&source, || Store::open(&context.home, context.store.as_deref()))?;
-            println!("{}", kernel.bundle.release);
+            print(&format!("{}\n", kernel.bundle.release))
         }
-        KernelCommand::Ls { format } => list(&kernels, format)?,
-        KernelCommand::Rm { releases } => releases.iter().try_for_each(|release| kernels.remove(release))?,
+        KernelCommand::Ls { format } => print(&list(&kernels, format)?),
+        KernelCommand::Rm { releases } => {
+            releases.iter().try_for_each(|release| kernels.remove(release))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-fn list(kernels: &Kernels, format: Format) -> Result<()> {
+fn list(kernels: &Kernels, format: Format) -> Result<String> {
     let bundles: Vec<_> = kernels.list()?.into_iter().map(|kernel| kernel.bundle).collect();
-    match format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&bundles)?),
-        Format::Table => {
-            let width = bundles.iter().map(|bundle| bundle.release.len()).max().unwrap_or(0).max("RELEASE".len());
-            println!("{:width$}  {:8}  SOURCE", "RELEASE", "ARCH");
-            for bundle in &bundles {
-                println!("{:width$}  {:8}  {}", bundle.release, bundle.arch, bundle.source);
-            }
-        }
+    if format == Format::Json {
+        return Ok(serde_json::to_string_pretty(&bundles)? + "\n");
     }
-    Ok(())
+    let width = bundles.iter().map(|bundle| bundle.release.len()).max().unwrap_or(0).max("RELEASE".len());
+    let mut text = format!("{:width$}  {:8}  SOURCE\n", "RELEASE", "ARCH");
+    for bundle in &bundles {
+        text += &format!("{:width$}  {:8}  {}\n", bundle.release, bundle.arch, bundle.source);
+    }
+    Ok(text)
 }

@@ -7,7 +7,7 @@ mod mount;
 mod run;
 mod serve;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -103,5 +103,15 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::Mount(args) => mount::run(&args, &context),
         #[cfg(target_os = "linux")]
         Verb::Umount(args) => mount::umount(&args),
+    }
+}
+
+/// Prints to stdout; that the reader of a pipe went away is no error.
+fn print(text: &str) -> Result<ExitCode> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("cannot write to stdout"))
+        }
+        _ => Ok(ExitCode::SUCCESS),
     }
 }

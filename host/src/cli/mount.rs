@@ -13,9 +13,13 @@ use lazyroot_guest::mount::{self, Mounted, Trust, Upper};
 use super::Context;
 use crate::serve::{Catalog, Endpoint, Listener, ServedImage, Server};
 use crate::store::{Image, Store};
+use crate::vm::end_with_parent;
 
 /// What the background process says on its standard output when the image is mounted.
 const READY: &str = "mounted";
+
+/// Set for the process in the background, which this program starts by running itself again.
+const BACKGROUND: &str = "LAZYROOT_MOUNT_IN_BACKGROUND";
 
 /// Mount an image on this machine, without a VM (needs root)
 #[derive(clap::Args)]
@@ -57,24 +61,26 @@ pub fn run(args: &MountArgs, context: &Context) -> Result<ExitCode> {
     }
     let store = Store::open(&context.home, context.store.as_deref())?;
     let image = store.resolve(&args.image)?;
-    if args.foreground {
-        foreground(args, context, &store, &image, &dir)?;
-    } else {
-        background()?;
+    match (args.foreground, std::env::var_os(BACKGROUND)) {
+        (false, None) => background()?,
+        (true, _) => serve_mount(args, context, &store, &image, &dir, || Ok(()))?,
+        (false, Some(_)) => {
+            // A session of its own: the terminal's Ctrl-C and hang-up are not for a mount in the background.
+            let _ = rustix::process::setsid();
+            serve_mount(args, context, &store, &image, &dir, detach)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs this very command again in the foreground of a process of its own, and waits until it has mounted.
 fn background() -> Result<()> {
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1))
-        .arg("--foreground")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start the mount's process")?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(std::env::args_os().skip(1)).env(BACKGROUND, "1");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Until it has mounted: Ctrl-C here must not leave it trying.
+    end_with_parent(&mut command);
+    let mut child = command.spawn().context("cannot start the mount's process")?;
     let mut ready = String::new();
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready)?;
     if ready.trim_end() == READY {
@@ -86,9 +92,15 @@ fn background() -> Result<()> {
     bail!("{}", words.trim_end().trim_start_matches("lazyroot: "))
 }
 
-fn foreground(args: &MountArgs, context: &Context, store: &Store, image: &Image, dir: &Path) -> Result<()> {
-    // A session of our own: the terminal's Ctrl-C and hang-up are not for a mount in the background.
-    let _ = rustix::process::setsid();
+/// Mounts, says so on standard output, calls `mounted`, and serves the mount until it is unmounted.
+fn serve_mount(
+    args: &MountArgs,
+    context: &Context,
+    store: &Store,
+    image: &Image,
+    dir: &Path,
+    mounted: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let private = tempfile::Builder::new().prefix("").tempdir_in(context.home.runtime_dir("mount")?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let address = match &args.connect {
@@ -104,13 +116,13 @@ fn foreground(args: &MountArgs, context: &Context, store: &Store, image: &Image,
             Address::Unix(socket)
         }
     };
-    let mounted = mount_image(address, image, dir, private.path(), args.read_write)?;
+    let mount = mount_image(address, image, dir, private.path(), args.read_write)?;
     runtime.spawn(unmount_on_signal(dir.to_owned()));
     // Nobody may be listening, in which case nobody minds.
     let mut stdout = std::io::stdout();
     let _ = writeln!(stdout, "{READY}").and_then(|()| stdout.flush());
-    detach_from_terminal()?;
-    mounted.wait().context("the mount's data layer ended")?;
+    mounted()?;
+    mount.wait().context("the mount's data layer ended")?;
     runtime.shutdown_background();
     Ok(())
 }
@@ -124,13 +136,13 @@ fn mount_image(address: Address, image: &Image, dir: &Path, private: &Path, read
     mount::mount(Arc::new(link), trust, dir, &workdir, upper)
 }
 
-/// Whoever started us may be waiting for our output to end.
-fn detach_from_terminal() -> Result<()> {
+/// Lets go of whoever started us: of their life, their folder, and their pipes, whose end they may wait for.
+fn detach() -> Result<()> {
+    rustix::process::set_parent_process_death_signal(None)?;
+    std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
-    if std::env::var_os("LAZYROOT_LOG").is_none() {
-        rustix::stdio::dup2_stderr(&null)?;
-    }
+    rustix::stdio::dup2_stderr(&null)?;
     Ok(())
 }
 

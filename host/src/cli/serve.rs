@@ -1,5 +1,6 @@
 //! `lazyroot serve`: the object server on its own.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -39,15 +40,12 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
         for endpoint in &args.listen {
             let listener = Listener::bind(endpoint)?;
             // On stdout, for a script that waits for it.
-            println!("listening on {endpoint}");
+            writeln!(std::io::stdout(), "listening on {endpoint}")?;
             listeners.spawn(server.clone().serve(listener));
         }
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         tokio::select! {
-            Some(ended) = listeners.join_next() => match ended? {
-                Ok(()) => Ok(ExitCode::SUCCESS),
-                Err(error) => bail!("a listener failed: {error}"),
-            },
+            Some(ended) = listeners.join_next() => bail!("a listener ended: {ended:?}"),
             _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
             _ = terminate.recv() => Ok(ExitCode::SUCCESS),
         }

@@ -1,6 +1,7 @@
 //! What the host wants of a guest: streams, which the guest opens when asked to on its control connection.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 
 use lazyroot_proto::frame::FromHost;
@@ -9,22 +10,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{BoxStream, write_frame};
 
-/// Messages to the guest that may wait while its control connection is replaced.
+/// Messages to the guest that may wait to be written.
 const QUEUE: usize = 16;
 
-/// One VM's control connection and the streams that were asked for.
-pub struct Hub {
-    messages: mpsc::Sender<FromHost<'static>>,
-    /// Taken by the control connection while there is one.
-    queue: tokio::sync::Mutex<mpsc::Receiver<FromHost<'static>>>,
-    expected: Mutex<Expected>,
-    connected: watch::Sender<bool>,
-}
+type Messages = mpsc::Sender<FromHost<'static>>;
 
+/// One VM's control connection and the streams that were asked for.
 #[derive(Default)]
-struct Expected {
-    next: u64,
-    streams: HashMap<u64, oneshot::Sender<BoxStream>>,
+pub struct Hub {
+    /// To the newest control connection, while there is one.
+    control: watch::Sender<Option<Messages>>,
+    expected: Mutex<HashMap<u64, oneshot::Sender<BoxStream>>>,
 }
 
 /// The guest did not open the stream.
@@ -32,76 +28,65 @@ struct Expected {
 #[error("the guest's agent went away")]
 pub struct HubError;
 
-impl Default for Hub {
-    fn default() -> Self {
-        let (messages, queue) = mpsc::channel(QUEUE);
-        Self {
-            messages,
-            queue: tokio::sync::Mutex::new(queue),
-            expected: Mutex::default(),
-            connected: watch::Sender::new(false),
-        }
-    }
-}
-
 impl Hub {
-    /// Waits until the guest's agent has connected once.
-    pub async fn connected(&self) {
-        // The sender is ours: it cannot go away.
-        let _ = self.connected.subscribe().wait_for(|connected| *connected).await;
-    }
-
-    /// Asks the guest for a stream and waits until it is there.
+    /// Waits for the guest's agent, asks it for a stream, and waits until that is there.
     ///
     /// # Errors
-    /// If the guest's connection ends first.
+    /// If the control connection ends first.
     pub async fn open_stream(&self) -> Result<BoxStream, HubError> {
+        let messages = self.messages().await;
         let (sender, stream) = oneshot::channel();
-        let number = {
-            let mut expected = self.expected.lock().expect("no panic under the lock");
-            expected.next += 1;
-            let number = expected.next;
-            expected.streams.insert(number, sender);
-            number
-        };
-        self.messages.send(FromHost::OpenStream(number)).await.map_err(|_| HubError)?;
+        // Not to be guessed by a program in the guest, which could take the stream for itself.
+        let number = RandomState::new().hash_one(());
+        self.expected.lock().expect("no panic under the lock").insert(number, sender);
+        messages.send(FromHost::OpenStream(number)).await.map_err(|_| HubError)?;
         stream.await.map_err(|_| HubError)
     }
 
-    /// Asks the guest to end every process, sync and power off.
-    pub async fn power_off(&self) {
-        // Without a guest there is nothing to power off.
-        let _ = self.messages.send(FromHost::PowerOff).await;
+    async fn messages(&self) -> Messages {
+        let mut control = self.control.subscribe();
+        let connected = control.wait_for(Option::is_some).await.expect("the sender is ours and lives as long as we do");
+        connected.clone().expect("waited for")
     }
 
-    /// A guest's control connection, until it ends.
+    /// A guest's control connection, until it ends or the guest opens another: a guest that lost its connection may
+    /// know before we do.
     pub(super) async fn control(&self, mut stream: BoxStream) {
-        // A guest that lost its connection opens another; the old one ends when it is next written to or read.
-        let mut queue = self.queue.lock().await;
         let welcome = FromHost::Welcome { manifest_size: 0, index_size: 0 };
         if write_frame(&mut stream, &welcome.encode(0)).await.is_err() {
             return;
         }
-        self.connected.send_replace(true);
+        let (messages, mut queue) = mpsc::channel(QUEUE);
+        // Only the hub holds a strong one: replaced there, our queue ends.
+        let ours = messages.downgrade();
+        self.control.send_replace(Some(messages));
+        let mut byte = [0];
         loop {
-            let mut byte = [0];
             tokio::select! {
-                message = queue.recv() => {
-                    let Some(message) = message else { return };
-                    if write_frame(&mut stream, &message.encode(0)).await.is_err() {
-                        return;
-                    }
-                }
+                message = queue.recv() => match message {
+                    Some(message) if write_frame(&mut stream, &message.encode(0)).await.is_ok() => (),
+                    _ => break,
+                },
                 // The guest says nothing here but goodbye.
-                _ = stream.read(&mut byte) => return,
+                _ = stream.read(&mut byte) => break,
             }
         }
+        self.control.send_if_modified(|current| {
+            let ended = current.as_ref().zip(ours.upgrade()).is_some_and(|(current, ours)| current.same_channel(&ours));
+            if ended {
+                *current = None;
+                // Nobody will open them any more.
+                self.expected.lock().expect("no panic under the lock").clear();
+            }
+            ended
+        });
     }
 
     /// A stream that the guest opened; dropped if nobody asked for it.
-    pub(super) async fn stream(&self, number: u64, stream: BoxStream) {
-        let waiting = self.expected.lock().expect("no panic under the lock").streams.remove(&number);
+    pub(super) fn stream(&self, number: u64, stream: BoxStream) {
+        let waiting = self.expected.lock().expect("no panic under the lock").remove(&number);
         if let Some(waiting) = waiting {
+            // Whoever asked may have given up.
             let _ = waiting.send(stream);
         }
     }

@@ -30,6 +30,13 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// `vsock:PORT`: AF_VSOCK, any guest of this host.
     Vsock(u32),
+    /// AF_VSOCK, the one guest with this address.
+    VsockFrom {
+        /// The host's port.
+        port: u32,
+        /// The guest's context id.
+        cid: u32,
+    },
 }
 
 impl FromStr for Endpoint {
@@ -62,6 +69,7 @@ impl fmt::Display for Endpoint {
         match self {
             Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
             Endpoint::Vsock(port) => write!(f, "vsock:{port}"),
+            Endpoint::VsockFrom { port, cid } => write!(f, "vsock:{port} for guest {cid}"),
         }
     }
 }
@@ -75,7 +83,10 @@ enum Inner {
         _remove: RemoveOnDrop,
     },
     #[cfg(target_os = "linux")]
-    Vsock(tokio_vsock::VsockListener),
+    Vsock {
+        listener: tokio_vsock::VsockListener,
+        only: Option<u32>,
+    },
 }
 
 struct RemoveOnDrop(PathBuf);
@@ -95,23 +106,33 @@ impl Listener {
     pub fn bind(endpoint: &Endpoint) -> Result<Self> {
         match endpoint {
             Endpoint::Unix(path) => Self::bind_unix(path),
-            #[cfg(target_os = "linux")]
-            Endpoint::Vsock(port) => {
-                let address = tokio_vsock::VsockAddr::new(tokio_vsock::VMADDR_CID_ANY, *port);
-                let listener = tokio_vsock::VsockListener::bind(address).with_context(|| match port {
-                    0..1024 => format!("cannot listen on vsock port {port}: ports below 1024 need root"),
-                    _ => format!("cannot listen on vsock port {port}: is it taken, or does this kernel lack vsock?"),
-                })?;
-                Ok(Self(Inner::Vsock(listener)))
-            }
-            #[cfg(not(target_os = "linux"))]
-            Endpoint::Vsock(_) => bail!("this system has no AF_VSOCK: use unix:PATH, which vfkit connects to"),
+            Endpoint::Vsock(port) => Self::bind_vsock(*port, None),
+            Endpoint::VsockFrom { port, cid } => Self::bind_vsock(*port, Some(*cid)),
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn bind_vsock(port: u32, only: Option<u32>) -> Result<Self> {
+        let address = tokio_vsock::VsockAddr::new(tokio_vsock::VMADDR_CID_ANY, port);
+        let listener = tokio_vsock::VsockListener::bind(address).with_context(|| match port {
+            0..1024 => format!("cannot listen on vsock port {port}: ports below 1024 need root"),
+            _ => format!("cannot listen on vsock port {port}: is it taken, or does this kernel lack vsock?"),
+        })?;
+        Ok(Self(Inner::Vsock { listener, only }))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn bind_vsock(_port: u32, _only: Option<u32>) -> Result<Self> {
+        bail!("this system has no AF_VSOCK: use unix:PATH, which vfkit connects to")
     }
 
     fn bind_unix(path: &Path) -> Result<Self> {
         if path.as_os_str().len() > MAX_SOCKET_PATH {
-            bail!("the socket path {} is longer than {MAX_SOCKET_PATH} bytes: choose a shorter one", path.display());
+            bail!(
+                "the socket path {} is longer than {MAX_SOCKET_PATH} bytes: choose a shorter one (XDG_RUNTIME_DIR or \
+                 LAZYROOT_HOME where lazyroot chose it)",
+                path.display()
+            );
         }
         if let Ok(meta) = std::fs::symlink_metadata(path) {
             if !meta.file_type().is_socket() {
@@ -136,7 +157,12 @@ impl Listener {
         match &mut self.0 {
             Inner::Unix { listener, .. } => Ok(Box::pin(listener.accept().await?.0)),
             #[cfg(target_os = "linux")]
-            Inner::Vsock(listener) => Ok(Box::pin(listener.accept().await?.0)),
+            Inner::Vsock { listener, only } => loop {
+                let (stream, peer) = listener.accept().await?;
+                if only.is_none_or(|cid| cid == peer.cid()) {
+                    return Ok(Box::pin(stream));
+                }
+            },
         }
     }
 }

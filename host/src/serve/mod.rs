@@ -12,20 +12,40 @@ mod stats;
 mod wire;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lazyroot_proto::frame::{ErrorCode, EventKind, FromHost, Request, Role};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 pub use catalog::{Catalog, ServedImage};
 pub use hub::{Hub, HubError};
 pub use listen::{BoxStream, Endpoint, Listener};
 pub use stats::{Snapshot, Stats};
+use wire::read_request;
 pub use wire::{read_frame, write_frame};
 
 /// Memory for replies that wait for a disk or another server, over all sessions, in KiB. Replies from the page
 /// cache do not count: there is at most one of them per session, and it is on its way out.
 const SLOW_REPLY_BUDGET_KIB: u32 = 32 << 10;
+
+/// Connections of one listener at a time; further ones wait in the system's queue.
+const MAX_CONNECTIONS: usize = 2048;
+
+/// How long a connection may stay silent before its hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Pause after a failed accept: out of file descriptors, most likely, which passes.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a guest's words are cut to, in characters.
+const MAX_WORDS: usize = 500;
+
+/// A guest's words, made safe to show: escape codes of a guest must not reach a terminal or a log.
+pub fn printable(words: &str) -> String {
+    words.chars().take(MAX_WORDS).flat_map(char::escape_debug).collect()
+}
 
 /// Something that happened in a guest.
 #[derive(Clone, Debug)]
@@ -34,7 +54,7 @@ pub struct Event {
     pub kind: EventKind,
     /// When, in nanoseconds since the guest's kernel started.
     pub at: u64,
-    /// For people; may be empty.
+    /// For people, and safe to print; may be empty.
     pub text: String,
 }
 
@@ -65,16 +85,21 @@ impl Server {
         &self.stats
     }
 
-    /// Accepts connections until the listener fails. Dropping the future ends its sessions.
-    pub async fn serve(self: Arc<Self>, mut listener: Listener) -> std::io::Result<()> {
+    /// Accepts connections for ever. Dropping the future ends its sessions.
+    pub async fn serve(self: Arc<Self>, mut listener: Listener) {
         let mut sessions = JoinSet::new();
         loop {
             tokio::select! {
-                stream = listener.accept() => {
-                    let server = self.clone();
-                    let stream = stream?;
-                    sessions.spawn(async move { server.connection(stream).await });
-                }
+                stream = listener.accept(), if sessions.len() < MAX_CONNECTIONS => match stream {
+                    Ok(stream) => {
+                        let server = self.clone();
+                        sessions.spawn(async move { server.connection(stream).await });
+                    }
+                    Err(error) => {
+                        tracing::warn!("cannot accept a connection: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
                 Some(_) = sessions.join_next() => (),
             }
         }
@@ -82,10 +107,10 @@ impl Server {
 
     /// One connection, from hello to end. Faults of the peer end the connection, never the server.
     async fn connection(&self, mut stream: BoxStream) {
-        let hello = match read_frame(&mut stream).await {
-            Ok((header, payload)) => Request::decode(header.kind, &payload),
+        let hello = match timeout(HELLO_DEADLINE, read_request(&mut stream)).await {
+            Ok(Ok((header, payload))) => Request::decode(header.kind, &payload),
             // A hypervisor that probes the socket, or a guest that went away: nothing to say.
-            Err(_) => return,
+            Ok(Err(_)) | Err(_) => return,
         };
         let refusal = match hello {
             Ok(Request::Hello(hello)) => match (hello.role, &self.hub) {
@@ -94,7 +119,7 @@ impl Server {
                     None => format!("image {manifest} is not served here"),
                 },
                 (Role::Control, Some(hub)) => return hub.control(stream).await,
-                (Role::Stream(number), Some(hub)) => return hub.stream(number, stream).await,
+                (Role::Stream(number), Some(hub)) => return hub.stream(number, stream),
                 (Role::Control | Role::Stream(_), None) => "this server runs no commands".to_owned(),
             },
             Ok(_) => "the first frame must be a hello".to_owned(),

@@ -5,18 +5,31 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lazyroot_proto::ObjectId;
-use lazyroot_proto::frame::{ErrorCode, FromHost, HEADER, Header, Metadata, Request, kind};
+use lazyroot_proto::frame::{ErrorCode, FromHost, HEADER, Header, MAX_READ, Metadata, Request, kind};
 use tokio::io::{AsyncWriteExt, WriteHalf};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use super::{BoxStream, Event, ServedImage, Server, read_frame, write_frame};
+use super::{BoxStream, Event, ServedImage, Server, printable, read_request};
 
-/// Requests of one session that may wait for a slow source at a time; the next one waits for a place. A guest
-/// has no more than a few dozen threads reading.
-const SLOW_REQUESTS: usize = 64;
+/// Requests of one session that may wait for a slow source or for memory at a time; the next one waits for a place.
+/// A guest has no more than a few dozen threads reading.
+const SLOW_REQUESTS: usize = 256;
+
+/// Memory for one session's replies that wait, in KiB: no session can take all of the server's
+/// ([`super::SLOW_REPLY_BUDGET_KIB`]).
+const SESSION_REPLY_BUDGET_KIB: usize = 8 << 10;
+
+/// How long a guest may take to make room for a reply. One that is paused for longer loses its connection, and asks
+/// again on a new one.
+const WRITE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a session may report; a guest that goes on is not listened to.
+const MAX_EVENTS: usize = 1000;
 
 /// One part of the image that can be asked for.
 #[derive(Clone, Copy)]
@@ -25,6 +38,15 @@ enum Part {
     Index,
     Object(ObjectId),
     Leaves(ObjectId),
+}
+
+impl Part {
+    fn object(self) -> Option<ObjectId> {
+        match self {
+            Part::Object(id) | Part::Leaves(id) => Some(id),
+            Part::Manifest | Part::Index => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -36,129 +58,164 @@ struct Range {
 
 type Failure = (ErrorCode, String);
 
-/// Serves `image` on `stream` until the guest goes away or breaks the protocol.
+/// Serves `image` on `stream` until the guest goes away, stops reading or breaks the protocol.
 pub(super) async fn run(server: &Server, image: Arc<ServedImage>, stream: BoxStream) {
     let (mut reader, writer) = tokio::io::split(stream);
-    let session = Session { server, image: image.clone(), writer: Arc::new(Mutex::new(writer)) };
-    let welcome = FromHost::Welcome { manifest_size: image.manifest_size, index_size: image.index_bytes.len() as u64 };
-    if session.send(&welcome.encode(0)).await.is_err() {
+    let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
+    let mut session = Session {
+        server,
+        image,
+        outbox: outbox.clone(),
+        places: Arc::new(Semaphore::new(SLOW_REQUESTS)),
+        memory: Arc::new(Semaphore::new(SESSION_REPLY_BUDGET_KIB)),
+        slow: JoinSet::new(),
+        events: 0,
+    };
+    let (manifest_size, index_size) = (session.image.manifest_size, session.image.index_bytes.len() as u64);
+    if outbox.send(&FromHost::Welcome { manifest_size, index_size }.encode(0)).await.is_err() {
         return;
     }
-    let places = Arc::new(Semaphore::new(SLOW_REQUESTS));
-    // Dropped with the session, and the requests that still wait with it.
-    let mut slow = JoinSet::new();
     loop {
-        while slow.try_join_next().is_some() {}
-        let Ok((header, payload)) = read_frame(&mut reader).await else { return };
+        let (header, payload) = tokio::select! {
+            frame = read_request(&mut reader) => match frame {
+                Ok(frame) => frame,
+                Err(_) => return,
+            },
+            () = outbox.broken.notified() => return,
+        };
         let request = match Request::decode(header.kind, &payload) {
             Ok(request) => request,
             Err(error) => {
-                tracing::warn!("ended a session about {}: {error}", image.id);
+                tracing::warn!("ended a session about {}: {error}", session.image.id);
                 return;
             }
         };
-        let sent = match request {
-            Request::Ping => session.send(&FromHost::Pong.encode(header.tag)).await,
-            Request::Event { kind, at, text } => {
-                (server.events)(Event { kind, at, text });
-                Ok(())
-            }
-            Request::Hello(_) => session.fail(header.tag, (ErrorCode::Invalid, "a second hello".into())).await,
-            Request::Get { what, offset, len } => {
-                let part = match what {
-                    Metadata::Manifest => Part::Manifest,
-                    Metadata::Index => Part::Index,
-                };
-                session.answer(&mut slow, &places, header.tag, Range { part, offset, len }).await
-            }
-            Request::Read { id, offset, len } => {
-                session.answer(&mut slow, &places, header.tag, Range { part: Part::Object(id), offset, len }).await
-            }
-            Request::Leaves { id, offset, len } => {
-                session.answer(&mut slow, &places, header.tag, Range { part: Part::Leaves(id), offset, len }).await
-            }
-            Request::ReadMany { first, count } => {
-                let mut sent = Ok(());
-                for number in 0..count {
-                    let tag = header.tag.wrapping_add(number.into());
-                    sent = match image.index.get(first.saturating_add(number)) {
-                        Some((id, size)) if size <= lazyroot_proto::frame::MAX_READ.into() => {
-                            let range = Range { part: Part::Object(id), offset: 0, len: size as u32 };
-                            session.answer(&mut slow, &places, tag, range).await
-                        }
-                        Some((id, _)) => session.fail(tag, (ErrorCode::Invalid, format!("object {id} is large"))).await,
-                        None => session.fail(tag, (ErrorCode::Invalid, "no such position".into())).await,
-                    };
-                    if sent.is_err() {
-                        break;
-                    }
-                }
-                sent
-            }
-        };
-        if sent.is_err() {
+        if session.handle(header.tag, request).await.is_err() {
             return;
         }
+    }
+}
+
+/// The sending half of a session.
+struct Outbox {
+    writer: Mutex<WriteHalf<BoxStream>>,
+    /// Told when a reply could not be sent.
+    broken: Notify,
+}
+
+impl Outbox {
+    async fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let write = async { self.writer.lock().await.write_all(frame).await };
+        let sent = timeout(WRITE_DEADLINE, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if sent.is_err() {
+            self.broken.notify_one();
+        }
+        sent
     }
 }
 
 struct Session<'a> {
     server: &'a Server,
     image: Arc<ServedImage>,
-    writer: Arc<Mutex<WriteHalf<BoxStream>>>,
+    outbox: Arc<Outbox>,
+    places: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    /// Replies that wait; dropped with the session.
+    slow: JoinSet<()>,
+    events: usize,
 }
 
 impl Session<'_> {
-    async fn send(&self, frame: &[u8]) -> io::Result<()> {
-        write_frame(&mut *self.writer.lock().await, frame).await
+    async fn handle(&mut self, tag: u64, request: Request) -> io::Result<()> {
+        match request {
+            Request::Ping => self.outbox.send(&FromHost::Pong.encode(tag)).await,
+            Request::Event { kind, at, text } => {
+                self.events += 1;
+                if self.events <= MAX_EVENTS {
+                    (self.server.events)(Event { kind, at, text: printable(&text) });
+                }
+                Ok(())
+            }
+            Request::Hello(_) => self.fail(tag, (ErrorCode::Invalid, "a second hello".into())).await,
+            Request::Get { what: Metadata::Manifest, offset, len } => {
+                self.answer(tag, Range { part: Part::Manifest, offset, len }).await
+            }
+            Request::Get { what: Metadata::Index, offset, len } => {
+                self.answer(tag, Range { part: Part::Index, offset, len }).await
+            }
+            Request::Read { id, offset, len } => self.answer(tag, Range { part: Part::Object(id), offset, len }).await,
+            Request::Leaves { id, offset, len } => {
+                self.answer(tag, Range { part: Part::Leaves(id), offset, len }).await
+            }
+            Request::ReadMany { first, count } => {
+                for number in 0..count {
+                    self.answer_whole(tag.wrapping_add(number.into()), first.saturating_add(number)).await?;
+                }
+                Ok(())
+            }
+        }
     }
 
     async fn fail(&self, tag: u64, (code, message): Failure) -> io::Result<()> {
         self.server.stats.failed();
         tracing::warn!("image {}: {message}", self.image.id);
-        self.send(&FromHost::Error { code, message }.encode(tag)).await
+        self.outbox.send(&FromHost::Error { code, message }.encode(tag)).await
+    }
+
+    /// Answers with the whole object at a position of the index.
+    async fn answer_whole(&mut self, tag: u64, position: u32) -> io::Result<()> {
+        match self.image.index.get(position) {
+            Some((id, size)) if size <= MAX_READ.into() => {
+                self.answer(tag, Range { part: Part::Object(id), offset: 0, len: size as u32 }).await
+            }
+            Some((id, _)) => {
+                self.fail(tag, (ErrorCode::Invalid, format!("object {id} is too large to send whole"))).await
+            }
+            None => {
+                self.fail(tag, (ErrorCode::Invalid, format!("the image has no object at position {position}"))).await
+            }
+        }
     }
 
     /// Answers a range: now if it is in memory, from another thread otherwise.
-    async fn answer(&self, slow: &mut JoinSet<()>, places: &Arc<Semaphore>, tag: u64, range: Range) -> io::Result<()> {
+    async fn answer(&mut self, tag: u64, range: Range) -> io::Result<()> {
         if let Err(failure) = check(&self.image, range) {
             return self.fail(tag, failure).await;
         }
-        if let Part::Object(id) | Part::Leaves(id) = range.part {
-            self.server.stats.touched(id);
+        if let Part::Object(id) = range.part {
+            let mut frame = data_frame(tag, range.len);
+            if self.image.source.read_cached(&id, range.offset, &mut frame[HEADER..]) {
+                self.server.stats.answered(range.part.object(), range.len);
+                return self.outbox.send(&frame).await;
+            }
         }
-        let mut frame = data_frame(tag, range.len);
-        if let Part::Object(id) = range.part
-            && self.image.source.read_cached(&id, range.offset, &mut frame[HEADER..])
-        {
-            self.server.stats.answered(range.len as usize);
-            return self.writer.lock().await.write_all(&frame).await;
-        }
-        drop(frame);
-        let place = places.clone().acquire_owned().await.expect("never closed");
-        let budget = range.len.div_ceil(1 << 10).max(1);
-        let memory = self.server.slow_replies.clone().acquire_many_owned(budget).await.expect("never closed");
-        let (image, writer) = (self.image.clone(), self.writer.clone());
-        // The read itself outlives a dropped session by at most one read; the task does not.
-        let reply = tokio::task::spawn_blocking(move || read(&image, tag, range));
-        let outcome = self.server.stats.clone();
-        let image = self.image.clone();
-        slow.spawn(async move {
-            let reply = reply.await.unwrap_or_else(|_| Err((ErrorCode::Unavailable, "the server failed".into())));
+        while self.slow.try_join_next().is_some() {}
+        let place = self.places.clone().acquire_owned().await.expect("never closed");
+        let (image, outbox, stats) = (self.image.clone(), self.outbox.clone(), self.server.stats.clone());
+        let (session_memory, server_memory) = (self.memory.clone(), self.server.slow_replies.clone());
+        // In a task of its own from here on: whatever it waits for, the session goes on reading.
+        self.slow.spawn(async move {
+            let kib = range.len.div_ceil(1 << 10).max(1);
+            let of_session = session_memory.acquire_many_owned(kib).await.expect("never closed");
+            let of_server = server_memory.acquire_many_owned(kib).await.expect("never closed");
+            let served = image.clone();
+            // A read that has begun outlives a dropped session; its reply does not.
+            let reply = tokio::task::spawn_blocking(move || read(&served, tag, range)).await;
+            let reply = reply.unwrap_or_else(|_| Err((ErrorCode::Unavailable, "the server failed".into())));
             let frame = match reply {
                 Ok(frame) => {
-                    outcome.answered(range.len as usize);
+                    stats.answered(range.part.object(), range.len);
                     frame
                 }
                 Err((code, message)) => {
-                    outcome.failed();
+                    stats.failed();
                     tracing::warn!("image {}: {message}", image.id);
                     FromHost::Error { code, message }.encode(tag)
                 }
             };
-            // A failed write ends the session where it reads.
-            let _ = writer.lock().await.write_all(&frame).await;
-            drop((place, memory));
+            // A failed write ends the session.
+            let _ = outbox.send(&frame).await;
+            drop((place, of_session, of_server));
         });
         Ok(())
     }

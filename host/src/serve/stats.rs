@@ -1,9 +1,8 @@
 //! What a server has served.
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use std::collections::HashSet;
 
 use lazyroot_proto::ObjectId;
 
@@ -30,17 +29,17 @@ pub struct Snapshot {
 }
 
 impl Stats {
-    pub(super) fn answered(&self, bytes: usize) {
+    /// `bytes` were sent, of an object or of the image's metadata.
+    pub(super) fn answered(&self, object: Option<ObjectId>, bytes: u32) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes.into(), Ordering::Relaxed);
+        if let Some(id) = object {
+            self.objects.lock().expect("no panic under the lock").insert(id);
+        }
     }
 
     pub(super) fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn touched(&self, id: ObjectId) {
-        self.objects.lock().expect("no panic under the lock").insert(id);
     }
 
     /// The counters now.

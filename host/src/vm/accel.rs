@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::str::FromStr;
@@ -145,24 +146,27 @@ fn accelerator(kvm_works: bool) -> Accelerator {
 
 /// Boots under KVM; whether guest-init said its marker in time.
 async fn probe(program: &PathBuf, kernel: &Kernel, initramfs: &Path) -> Result<bool> {
-    let console = tempfile::NamedTempFile::new()?;
+    // Without a name: nothing is left of it however we end.
+    let console = tempfile::tempfile()?;
     let mut command = tokio::process::Command::new(program);
     command
-        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35", "-m", "256M"])
+        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", qemu::MACHINE, "-m", "256M"])
         .args(["-accel", "kvm", "-cpu", "host", "-serial", "stdio", "-append", "console=ttyS0 panic=-1 lazyroot.probe"])
         .arg("-kernel")
         .arg(kernel.boot_file())
         .arg("-initrd")
         .arg(initramfs)
         .stdin(Stdio::null())
-        .stdout(console.reopen()?)
+        .stdout(console.try_clone()?)
         .stderr(Stdio::null())
         .kill_on_drop(true);
     end_with_parent(command.as_std_mut());
     let mut qemu = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
     let deadline = Instant::now() + PROBE_DEADLINE;
     let works = loop {
-        let said = fs::read(console.path())?;
+        let mut said = vec![0; console.metadata()?.len() as usize];
+        // Not through the file's position, which QEMU's writing shares.
+        console.read_exact_at(&mut said, 0)?;
         if said.windows(PROBE_MARKER.len()).any(|window| window == PROBE_MARKER) {
             break true;
         }

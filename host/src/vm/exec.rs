@@ -4,16 +4,17 @@ use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, STDIN_WINDOW, ToGuest, ToHost, Window};
+use lazyroot_proto::frame::{HEADER, MAX_PAYLOAD};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::serve::{BoxStream, read_frame, write_frame};
+use crate::serve::{BoxStream, printable, read_frame, write_frame};
 
-/// Interrupts after which a program that ignores them is given up on.
+/// Signals that ask to end after which a program that ignores them is given up on.
 const PATIENCE: u32 = 3;
 
 /// Exit status of a program that could not be run, and of one that is not there, as shells have it.
@@ -53,7 +54,12 @@ pub fn window() -> Option<Window> {
 pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Result<Status> {
     let (mut from_guest, mut to_guest) = tokio::io::split(stream);
     let on_terminal = exec.terminal.is_some();
-    write_frame(&mut to_guest, &ToGuest::Exec(exec).encode()).await.context("the guest went away")?;
+    let request = ToGuest::Exec(exec).encode();
+    ensure!(
+        request.len() <= HEADER + MAX_PAYLOAD,
+        "the command and its environment are longer than {MAX_PAYLOAD} bytes"
+    );
+    write_frame(&mut to_guest, &request).await.context("the guest went away")?;
 
     // Frames are read in a task of their own: a half-read frame must not be dropped when something else happens.
     let (frames, mut messages) = mpsc::channel(1);
@@ -78,18 +84,22 @@ pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Resul
                 let message = message.context("the guest went away before the program ended")?;
                 match message.context("the guest broke the protocol")? {
                     ToHost::Started => {
-                        if let Some(started) = started.take() {
-                            started();
-                        }
+                        let Some(started) = started.take() else { bail!("the guest broke the protocol") };
+                        started();
                         // Raw only now: until here Ctrl-C is for us.
                         if on_terminal && let Some(terminal) = &terminal {
                             terminal.make_raw()?;
+                            // It may have been resized since we asked for the program.
+                            if let Some(window) = window() {
+                                let message = ToGuest::Window(window).encode();
+                                write_frame(&mut to_guest, &message).await.context("the guest went away")?;
+                            }
                         }
                         input = Some(read_stdin());
                         credit = STDIN_WINDOW as usize;
                     }
                     ToHost::Failed(why, text) => {
-                        eprintln!("lazyroot: {text}");
+                        eprintln!("lazyroot: {}", printable(&text));
                         return Ok(Status(match why {
                             ExecError::NotFound => NOT_FOUND,
                             ExecError::CannotRun => CANNOT_RUN,
@@ -121,7 +131,7 @@ pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Resul
                         _ => continue,
                     },
                     Caught::Number(number) => ToGuest::Signal(number),
-                    Caught::EnoughOfIt => return Ok(Status::of_signal(SIGINT)),
+                    Caught::EnoughOfIt(number) => return Ok(Status::of_signal(number)),
                 };
                 write_frame(&mut to_guest, &message.encode()).await.context("the guest went away")?;
             }
@@ -201,7 +211,7 @@ pub async fn ended_by_signal() -> Result<Status> {
 enum Caught {
     Number(u8),
     Window,
-    EnoughOfIt,
+    EnoughOfIt(u8),
 }
 
 struct Signals {
@@ -210,7 +220,7 @@ struct Signals {
     quit: Signal,
     terminate: Signal,
     window: Signal,
-    interrupts: u32,
+    caught: u32,
 }
 
 impl Signals {
@@ -221,21 +231,20 @@ impl Signals {
             quit: signal(SignalKind::quit())?,
             terminate: signal(SignalKind::terminate())?,
             window: signal(SignalKind::window_change())?,
-            interrupts: 0,
+            caught: 0,
         })
     }
 
     async fn next(&mut self) -> Caught {
-        tokio::select! {
-            _ = self.hangup.recv() => Caught::Number(SIGHUP),
-            _ = self.quit.recv() => Caught::Number(SIGQUIT),
-            _ = self.terminate.recv() => Caught::Number(SIGTERM),
-            _ = self.window.recv() => Caught::Window,
-            _ = self.interrupt.recv() => {
-                self.interrupts += 1;
-                if self.interrupts >= PATIENCE { Caught::EnoughOfIt } else { Caught::Number(SIGINT) }
-            }
-        }
+        let number = tokio::select! {
+            _ = self.hangup.recv() => SIGHUP,
+            _ = self.interrupt.recv() => SIGINT,
+            _ = self.quit.recv() => SIGQUIT,
+            _ = self.terminate.recv() => SIGTERM,
+            _ = self.window.recv() => return Caught::Window,
+        };
+        self.caught += 1;
+        if self.caught < PATIENCE { Caught::Number(number) } else { Caught::EnoughOfIt(number) }
     }
 }
 

@@ -49,6 +49,8 @@ pub enum GuestListener {
     Vsock {
         /// The port.
         port: u32,
+        /// The guest's context id: the only one to listen to.
+        cid: u32,
     },
 }
 

@@ -59,7 +59,7 @@ pub fn build(home: &Home, kernel: &Kernel, guest_init: &Path) -> Result<PathBuf>
     let packed = zstd::encode_all(&*archive, LEVEL)?;
     // Written under another name: a half-written image is never booted.
     let mut file = tempfile::NamedTempFile::new_in(&cache)?;
-    file.write_all(&packed).context("cannot write the initramfs")?;
+    file.write_all(&packed).and_then(|()| file.as_file().sync_all()).context("cannot write the initramfs")?;
     file.persist(&path).with_context(|| format!("cannot make {}", path.display()))?;
     prune(&cache)?;
     Ok(path)
@@ -75,7 +75,13 @@ fn prune(cache: &Path) -> Result<()> {
         }
     }
     images.sort();
-    images.iter().rev().skip(KEPT).try_for_each(|(_, path)| fs::remove_file(path))?;
+    for (_, path) in images.iter().rev().skip(KEPT) {
+        match fs::remove_file(path) {
+            // Another launch was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (),
+            removed => removed.with_context(|| format!("cannot remove {}", path.display()))?,
+        }
+    }
     Ok(())
 }
 

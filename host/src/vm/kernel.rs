@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -243,7 +243,10 @@ impl Kernels {
         let fresh = tempfile::Builder::new().prefix(".import-").tempdir_in(&self.dir)?;
         let write = |name: &str, content: &[u8]| {
             let path = fresh.path().join(name);
-            fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+            // On disk before the bundle is named: after a power cut it is whole or not there.
+            let written =
+                File::create(&path).and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()));
+            written.with_context(|| format!("cannot write {}", path.display()))
         };
         fs::create_dir(fresh.path().join("modules"))?;
         write("vmlinuz", &vmlinuz)?;

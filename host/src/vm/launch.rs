@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail, ensure};
 use lazyroot_proto::exec::Exec;
 use lazyroot_proto::frame::EventKind;
 use tokio::sync::Notify;
@@ -27,6 +27,10 @@ use crate::store::{Image, Store};
 /// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
 /// on an idle machine; ten times that on a busy one is still a VM that comes up.
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+
+/// What an x86 kernel takes of its command line, in bytes (COMMAND_LINE_SIZE, less the final NUL); it cuts off the
+/// rest without a word.
+const MAX_CMDLINE: usize = 2047;
 
 /// How many of the console's last lines an error shows.
 const CONSOLE_LINES: usize = 15;
@@ -93,14 +97,16 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
     // QEMU makes the terminal raw for the guest's console; killed, it does not put it back.
     let _terminal = if interactive { SavedTerminal::save() } else { None };
     let mut vm = tokio::select! {
-        vm = Vm::start(home, store, &launch) => vm?,
+        // First, so that from here on a signal ends the launch where it waits, and nothing half-made is left.
+        biased;
         status = exec::ended_by_signal() => return Ok((status?, None)),
+        vm = Vm::start(home, store, &launch) => vm?,
     };
     let follower = launch.show_console.then(|| tokio::spawn(follow(vm.console_log())));
     let mut command_started = None;
     let outcome = match launch.command {
         None => tokio::select! {
-            ended = vm.machine.wait() => ended.map(|()| Status(0)),
+            ended = vm.machine.wait() => ended.and_then(|()| vm.was_up()).map(|()| Status(0)),
             status = exec::ended_by_signal() => status,
         },
         Some(exec) => {
@@ -137,7 +143,7 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
 /// the VM's folder, in that order.
 struct Vm {
     machine: Box<dyn Machine>,
-    _serving: JoinSet<std::io::Result<()>>,
+    _serving: JoinSet<()>,
     server: Arc<Server>,
     hub: Arc<Hub>,
     milestones: Arc<Mutex<Milestones>>,
@@ -165,14 +171,14 @@ impl Vm {
             memory_mib: launch.memory_mib,
             kernel: kernel.boot_file(),
             initramfs,
-            cmdline: cmdline(&hypervisor, launch, instance.name(), vsock_port),
+            cmdline: cmdline(&hypervisor, launch, instance.name(), vsock_port)?,
             dir: instance.dir().to_owned(),
             console,
             vsock_port,
         };
         let listener = Listener::bind(&match hypervisor.vsock(&spec) {
             GuestListener::Unix(path) => Endpoint::Unix(path),
-            GuestListener::Vsock { port } => Endpoint::Vsock(port),
+            GuestListener::Vsock { port, cid } => Endpoint::VsockFrom { port, cid },
         })?;
         let (hub, milestones, failed) =
             (Arc::<Hub>::default(), Arc::<Mutex<Milestones>>::default(), Arc::<Notify>::default());
@@ -193,10 +199,17 @@ impl Vm {
         console_log(&self.instance)
     }
 
+    /// Whether the image's root was mounted at all.
+    fn was_up(&self) -> Result<()> {
+        let mounted = self.milestones.lock().expect("no panic under the lock").mounted_at.is_some();
+        ensure!(mounted, "the VM ended before it had mounted its root");
+        Ok(())
+    }
+
     /// Waits for the guest's agent, and has it run the command.
     async fn run_command(&mut self, exec: Exec, begun: impl FnOnce()) -> Result<Status> {
         let stream = tokio::select! {
-            stream = async { self.hub.connected().await; self.hub.open_stream().await } => stream?,
+            stream = self.hub.open_stream() => stream?,
             // The caller knows the reason.
             () = self.failed.notified() => bail!("the guest gave up"),
             ended = self.machine.wait() => {
@@ -233,7 +246,7 @@ fn choose_kernel(home: &Home, store: &Store, launch: &Launch) -> Result<Kernel> 
     kernels.get(launch.kernel.as_deref())
 }
 
-fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port: u32) -> String {
+fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port: u32) -> Result<String> {
     let mode = if launch.command.is_some() { "agent" } else { "init" };
     let mut words = vec![
         format!("console={}", hypervisor.console_device()),
@@ -247,17 +260,24 @@ fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port:
         format!("lazyroot.hostname={name}"),
     ];
     words.extend(launch.append.iter().cloned());
-    words.join(" ")
+    let line = words.join(" ");
+    ensure!(line.len() <= MAX_CMDLINE, "the kernel command line is longer than {MAX_CMDLINE} bytes: shorten --append");
+    Ok(line)
 }
 
 /// Takes down what the guest reports, and tells the user what is wrong.
 fn hear(event: Event, milestones: &Mutex<Milestones>, failed: &Notify) {
+    if event.kind == EventKind::Warning {
+        eprintln!("lazyroot: the guest reports: {}", event.text);
+        return;
+    }
     let mut milestones = milestones.lock().expect("no panic under the lock");
     match event.kind {
         EventKind::Init => milestones.init = Some(Instant::now()),
         EventKind::Mounted => milestones.mounted_at = Some(event.at),
-        EventKind::Started => (),
-        EventKind::Warning => eprintln!("lazyroot: the guest reports: {}", event.text),
+        EventKind::Started | EventKind::Warning => (),
+        // Of a guest that is up it is no more than a word: its programs may say it too.
+        EventKind::Fatal if milestones.mounted_at.is_some() => (),
         EventKind::Fatal => {
             milestones.fatal = Some(event.text);
             failed.notify_one();

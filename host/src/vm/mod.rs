@@ -11,3 +11,5 @@ pub mod launch;
 mod modules;
 pub mod qemu;
 mod unwrap;
+
+pub use child::end_with_parent;
