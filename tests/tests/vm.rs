@@ -391,6 +391,15 @@ fn a_guest_that_panics_ends_with_the_consoles_last_words() {
 }
 
 #[test]
+fn a_guest_that_cannot_reach_the_host_ends_with_the_reason() {
+    // A word later on the command line wins: nobody listens at that port.
+    let output = output(debian(), &["--append", "lazyroot.port=7", "debian", "--", "true"]);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{err}");
+    assert!(err.contains("cannot reach lazyroot on the host"), "{err}");
+}
+
+#[test]
 fn kvm_is_used_only_where_it_works() {
     let lazyroot = Lazyroot::default();
     lazyroot.import_kernel();

@@ -13,7 +13,7 @@ use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
 use super::modules::{ModuleTree, version};
-use super::unwrap::{KernelImage, pvh_elf};
+use super::unwrap::{Format, unwrap};
 use crate::home::Home;
 use crate::store::{Image, Store};
 
@@ -207,7 +207,7 @@ impl Kernels {
         let path =
             path.with_context(|| format!("there is no kernel of release {release}: {}", candidates.join(", ")))?;
         let vmlinuz = files.read(path)?;
-        let kind = KernelImage::identify(&vmlinuz).with_context(|| format!("cannot boot {path}"))?;
+        let kernel = unwrap(&vmlinuz).with_context(|| format!("cannot boot {path}"))?;
 
         let mut paths = Vec::new();
         walk(files, &modules_dir, &mut paths)?;
@@ -221,7 +221,7 @@ impl Kernels {
         let id: ObjectId = hasher.finish().0;
         let bundle = Bundle {
             release: release.clone(),
-            arch: kind.arch().to_owned(),
+            arch: kernel.format.arch().to_owned(),
             source: source.to_owned(),
             id: id.to_hex(),
             modules: modules.iter().map(|module| module.name.clone()).collect(),
@@ -234,11 +234,8 @@ impl Kernels {
         };
         fs::create_dir(fresh.path().join("modules"))?;
         write("vmlinuz", &vmlinuz)?;
-        // A bzImage whose ELF cannot be had boots as it is, slower.
-        if kind == KernelImage::BzImage
-            && let Some(elf) = pvh_elf(&vmlinuz).unwrap_or_default()
-        {
-            write("vmlinux", &elf)?;
+        if kernel.format != Format::BzImage {
+            write("vmlinux", &kernel.bytes)?;
         }
         let mut order = String::new();
         for module in &modules {

@@ -86,7 +86,11 @@ impl<'a> ModuleTree<'a> {
         }
         let path = self.paths.get(name).with_context(|| format!("no module {name}, and it is not built in"))?;
         let content = unpack(path, &(self.read)(path)?).with_context(|| format!("cannot unpack {path}"))?;
-        for dependency in dependencies(&content).with_context(|| format!("{path} is no kernel module"))? {
+        let info = modinfo(&content).with_context(|| format!("{path} is no kernel module"))?;
+        for dependency in dependencies(&info) {
+            self.add(&dependency, modules, seen)?;
+        }
+        for dependency in soft_dependencies(&info).filter(|name| self.paths.contains_key(name)) {
             self.add(&dependency, modules, seen)?;
         }
         modules.push(Module { name: name.to_owned(), content: without_signature(content) });
@@ -112,14 +116,26 @@ fn unpack(path: &str, packed: &[u8]) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The `depends=` line of a module's `.modinfo` section.
-fn dependencies(module: &[u8]) -> Result<Vec<String>> {
+/// The text of a module's `.modinfo` section: `key=value` fields that end in NUL.
+fn modinfo(module: &[u8]) -> Result<String> {
     let elf = object::File::parse(module)?;
     let section = elf.section_by_name(".modinfo").context("it has no .modinfo section")?;
-    let text = section.data()?;
-    let line = text.split(|byte| *byte == 0).find_map(|line| line.strip_prefix(b"depends="));
-    let names = String::from_utf8_lossy(line.unwrap_or_default());
-    Ok(names.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect())
+    Ok(String::from_utf8_lossy(section.data()?).into_owned())
+}
+
+/// What a module cannot be loaded without.
+fn dependencies(info: &str) -> impl Iterator<Item = String> {
+    let lists = info.split('\0').filter_map(|field| field.strip_prefix("depends="));
+    lists.flat_map(|list| list.split(',')).filter(|name| !name.is_empty()).map(|name| name.replace('-', "_"))
+}
+
+/// What a module asks for by itself when it is loaded, and there is no modprobe in the guest to bring. It may name an
+/// algorithm, of which the generic module is enough: libcrc32c, below erofs, asks for `crc32c`.
+fn soft_dependencies(info: &str) -> impl Iterator<Item = String> {
+    let fields = info.split('\0').filter_map(|field| field.strip_prefix("softdep="));
+    let before = fields.filter_map(|text| text.strip_prefix("pre:")).filter_map(|text| text.split("post:").next());
+    let names = before.flat_map(str::split_ascii_whitespace).map(|name| name.replace('-', "_"));
+    names.flat_map(|name| [format!("{name}_generic"), name])
 }
 
 /// Cuts off the signature that a build appended: the guest trusts its initramfs, and checking a signature under
@@ -155,6 +171,14 @@ mod tests {
         assert_eq!(without_signature(signed.concat()), b"module");
         assert_eq!(without_signature(b"module".to_vec()), b"module");
         assert_eq!(without_signature(b"~Module signature appended~\n".to_vec()), b"~Module signature appended~\n");
+    }
+
+    #[test]
+    fn hard_and_soft_dependencies_are_told_apart() {
+        let info = "name=x\0depends=lib-crc,netfs\0softdep=pre: crc32c post: late\0";
+        assert_eq!(dependencies(info).collect::<Vec<_>>(), ["lib_crc", "netfs"]);
+        assert_eq!(soft_dependencies(info).collect::<Vec<_>>(), ["crc32c_generic", "crc32c"]);
+        assert_eq!(dependencies("depends=\0").count(), 0);
     }
 
     #[test]
