@@ -1,9 +1,8 @@
 //! `lazyroot image`: bringing images into the store, looking at them, naming and removing them.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use indicatif::HumanBytes;
 use serde_json::json;
 
