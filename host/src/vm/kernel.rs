@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
-use super::modules::{ModuleTree, version};
+use super::modules::{Module, ModuleTree, version};
 use super::unwrap::{KernelImage, pvh_elf};
 use crate::home::Home;
 use crate::store::{Image, Store};
@@ -47,9 +47,18 @@ impl Kernel {
         if elf.exists() { elf } else { self.dir.join("vmlinuz") }
     }
 
-    /// The folder with the unpacked modules.
-    pub fn modules_dir(&self) -> PathBuf {
-        self.dir.join("modules")
+    /// The modules that the guest needs, in load order.
+    ///
+    /// # Errors
+    /// If the bundle is damaged.
+    pub fn modules(&self) -> Result<Vec<Module>> {
+        let dir = self.dir.join("modules");
+        let order = fs::read_to_string(dir.join("order")).context("the kernel bundle has no module order")?;
+        let read = |file: &str| {
+            let content = fs::read(dir.join(file)).with_context(|| format!("the kernel bundle lacks {file}"))?;
+            Ok(Module { name: file.strip_suffix(".ko").unwrap_or(file).to_owned(), content })
+        };
+        order.lines().map(read).collect()
     }
 }
 
@@ -82,6 +91,17 @@ impl std::str::FromStr for KernelSource {
             _ => bail!("'{text}' is no source of a kernel: use deb:PATH, dir:PATH or image:NAME"),
         }
     }
+}
+
+/// Of a kernel in a Debian package, the `wanted` modules (name, and what for) that are not built in, dependencies
+/// first. For guests that are not lazyroot's own, such as those it is compared with.
+///
+/// # Errors
+/// If the package cannot be read, or the kernel lacks something.
+pub fn modules_of_deb(path: &Path, wanted: &[(&str, &str)]) -> Result<Vec<Module>> {
+    let files = DebFiles::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (_, modules_dir) = find_release(&files)?;
+    module_tree(&files, &modules_dir)?.closure(wanted)
 }
 
 /// Files among which a kernel is looked for, by paths relative to a root.
@@ -209,11 +229,7 @@ impl Kernels {
         let vmlinuz = files.read(path)?;
         let kind = KernelImage::identify(&vmlinuz).with_context(|| format!("cannot boot {path}"))?;
 
-        let mut paths = Vec::new();
-        walk(files, &modules_dir, &mut paths)?;
-        let builtin = files.read(&format!("{modules_dir}/modules.builtin")).unwrap_or_default();
-        let tree = ModuleTree::new(paths, &String::from_utf8_lossy(&builtin), |path| files.read(path));
-        let modules = tree.needed(&release)?;
+        let modules = module_tree(files, &modules_dir)?.needed(&release)?;
 
         let mut hasher = verity::LeafHasher::new(Algorithm::Sha256);
         hasher.update(&vmlinuz);
@@ -242,7 +258,7 @@ impl Kernels {
         }
         let mut order = String::new();
         for module in &modules {
-            let name = format!("{}.ko", module.name);
+            let name = module.file_name();
             write(&format!("modules/{name}"), &module.content)?;
             order += &name;
             order.push('\n');
@@ -283,6 +299,13 @@ fn find_release(files: &dyn KernelFiles) -> Result<(String, String)> {
         }
     }
     bail!("there are no kernel modules in usr/lib/modules or lib/modules")
+}
+
+fn module_tree<'a>(files: &'a dyn KernelFiles, modules_dir: &str) -> Result<ModuleTree<'a>> {
+    let mut paths = Vec::new();
+    walk(files, modules_dir, &mut paths)?;
+    let builtin = files.read(&format!("{modules_dir}/modules.builtin")).unwrap_or_default();
+    Ok(ModuleTree::new(paths, &String::from_utf8_lossy(&builtin), |path| files.read(path)))
 }
 
 fn walk(files: &dyn KernelFiles, dir: &str, paths: &mut Vec<String>) -> Result<()> {
