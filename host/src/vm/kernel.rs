@@ -65,6 +65,9 @@ impl Kernel {
 /// The kernels of a home.
 pub struct Kernels {
     dir: PathBuf,
+    /// Empty files named by the images that were found to bring no kernel. What an image has never changes, and
+    /// finding out reads and hashes its whole manifest: most of a launch, and the more files the longer.
+    without: PathBuf,
 }
 
 /// Where a kernel is imported from.
@@ -123,7 +126,7 @@ enum Kind {
 impl Kernels {
     /// The kernels of this home.
     pub fn open(home: &Home) -> Result<Self> {
-        Ok(Self { dir: home.data_dir("kernels")? })
+        Ok(Self { dir: home.data_dir("kernels")?, without: home.data_dir("cache/without-kernel")? })
     }
 
     /// Imports a kernel; importing the same again changes nothing.
@@ -155,9 +158,15 @@ impl Kernels {
         if let Some(kernel) = self.list()?.into_iter().find(|kernel| kernel.bundle.source == source) {
             return Ok(Some(kernel));
         }
+        let without = self.without.join(image.id.to_hex());
+        if without.exists() {
+            return Ok(None);
+        }
         let files = ImageFiles::open(store, image)?;
         let mut releases = files.list("usr/lib/modules")?.into_iter();
         if !releases.any(|(release, _)| files.has(&format!("usr/lib/modules/{release}/vmlinuz"))) {
+            // Only saves time: a cache that cannot be written costs the next launch another look.
+            let _ = File::create(&without);
             return Ok(None);
         }
         self.import_files(&files, &source).map(Some).context("the image's own kernel")
