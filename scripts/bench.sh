@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 LAZYROOT_TEST_ROOTFS=$demo/rootfs
 LAZYROOT_TEST_KERNEL_DEB=$(ls "$demo"/linux-image-*.deb)
 LAZYROOT_TEST_BIN=$target/release/lazyroot
-# Images of a benchmark are nobody's business, and stay for the next one.
+# Its own images, which stay for the next run.
 LAZYROOT_HOME=$target/bench/home
 # As guest-init, and beside it: one static binary.
 LAZYROOT_BENCH_PEER_INIT=$target/guest/$triple/guest/lazyroot-peer-init
