@@ -4,7 +4,7 @@
 //! Small objects are fetched whole, which one hash over their blocks proves. Of large ones the Merkle leaves
 //! come first (32 or 64 bytes for every 4 KiB, checked against the digest), and then just the ranges asked for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use lazyroot_proto::frame::{EventKind, MAX_READ};
@@ -47,6 +47,8 @@ pub struct Objects {
     index: ObjectIndex,
     whole: Cache,
     leaves: Cache,
+    /// Objects whose failure was told.
+    told: Mutex<HashSet<u32>>,
 }
 
 /// Bytes that a read returns: a part of a shared buffer, so that nothing is copied on the way to the kernel.
@@ -66,7 +68,7 @@ impl std::ops::Deref for Bytes {
 impl Objects {
     /// The objects in `index` (already verified), read through `link`.
     pub fn new(link: Arc<Link>, index: ObjectIndex) -> Self {
-        Self { link, index, whole: Cache::new(WHOLE_BUDGET), leaves: Cache::new(LEAVES_BUDGET) }
+        Self { link, index, whole: Cache::new(WHOLE_BUDGET), leaves: Cache::new(LEAVES_BUDGET), told: Mutex::default() }
     }
 
     /// The image's object index.
@@ -91,11 +93,18 @@ impl Objects {
             self.range(position, id, size, start, end)
         };
         if let Err(error) = &read {
-            // Told once here (the console) and once there (lazyroot's own output).
+            self.tell(position, error);
+        }
+        Some(read)
+    }
+
+    /// Says once that an object cannot be read, here (the console) and on the host. The kernel asks for every page
+    /// of a failed read again.
+    fn tell(&self, position: u32, error: &ReadError) {
+        if self.told.lock().expect("no panic under the lock").insert(position) {
             eprintln!("lazyroot: {error}");
             self.link.event(EventKind::Warning, monotonic_now(), &error.to_string());
         }
-        Some(read)
     }
 
     fn whole(&self, position: u32, id: ObjectId, size: u64) -> Result<Arc<Vec<u8>>, ReadError> {

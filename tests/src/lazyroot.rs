@@ -61,6 +61,24 @@ impl Lazyroot {
         self.ok(["image", "import", &format!("dir:{}", dir.display()), "--name", name]);
     }
 
+    /// Imports the test's kernel.
+    pub fn import_kernel(&self) {
+        let deb = crate::kernel_deb();
+        self.ok([OsStr::new("kernel"), OsStr::new("import"), deb.as_os_str()]);
+    }
+
+    /// The program's own processes that still run: those with its home in their environment, this one excepted.
+    pub fn processes(&self) -> Vec<u32> {
+        let mark = [b"LAZYROOT_HOME=", self.home().as_os_str().as_encoded_bytes()].concat();
+        let pids = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|pid| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == mark)
+        })
+        .collect()
+    }
+
     /// Mounts an image at a fresh folder.
     pub fn mount(&self, image: &str, options: &[&str]) -> Mount<'_> {
         let dir = TempDir::with_prefix("lr").expect("a folder for temporary files");

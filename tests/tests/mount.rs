@@ -112,8 +112,8 @@ fn tamper(lazyroot: &Lazyroot, which: &str) {
     let repository = lazyroot.home().join("repository");
     let file = match which {
         "manifest" => {
-            let image = fs::read_dir(repository.join("images")).unwrap().map(|entry| entry.unwrap().path());
-            fs::canonicalize(image.filter(|path| path.is_symlink()).next().unwrap()).unwrap()
+            let mut images = fs::read_dir(repository.join("images")).unwrap().map(|entry| entry.unwrap().path());
+            fs::canonicalize(images.find(|path| path.is_symlink()).unwrap()).unwrap()
         }
         _ => fs::read_dir(repository.join("lazyroot/index")).unwrap().next().unwrap().unwrap().path(),
     };

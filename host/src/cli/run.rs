@@ -99,10 +99,10 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
     // A read of our standard input may still be under way: it must not hold us up.
     runtime.shutdown_background();
     let (status, report) = result?;
-    match args.report {
-        None => (),
-        Some(super::Format::Table) => eprintln!("{}", report.lines()),
-        Some(super::Format::Json) => eprintln!("{}", serde_json::to_string(&report)?),
+    match (report, args.report) {
+        (None, _) | (_, None) => (),
+        (Some(report), Some(super::Format::Table)) => eprintln!("{}", report.lines()),
+        (Some(report), Some(super::Format::Json)) => eprintln!("{}", serde_json::to_string(&report)?),
     }
     Ok(status.into())
 }

@@ -4,15 +4,16 @@
 //! the very kernel and initramfs are booted under KVM once, with an instruction to say so and power off; whether
 //! they did within a few seconds is remembered.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 
 use super::child::end_with_parent;
 use super::kernel::Kernel;
@@ -80,14 +81,8 @@ impl FromStr for Choice {
     }
 }
 
-/// What the last probe found, and of what.
-#[derive(PartialEq, Eq, Serialize, Deserialize)]
-struct Probed {
-    kernel: String,
-    host: String,
-    qemu: String,
-    kvm_works: bool,
-}
+/// Whether KVM works, by what was probed: kernel, QEMU and the host's kernel.
+type Probed = BTreeMap<String, bool>;
 
 /// The accelerator for `kernel` on this machine.
 ///
@@ -105,28 +100,43 @@ pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, choice: Choi
     }
     let program = qemu::program()?;
     let file = home.data_dir("cache")?.join("accelerator.json");
-    let mut probed = Probed {
-        kernel: kernel.bundle.id.clone(),
-        host: rustix::system::uname().release().to_string_lossy().into_owned(),
-        qemu: format!("{} {:?}", program.display(), fs::metadata(&program)?.modified()?),
-        kvm_works: true,
-    };
-    let remembered: Option<Probed> = fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    if let Some(remembered) = remembered {
-        probed.kvm_works = remembered.kvm_works;
-        if remembered == probed {
-            return Ok(accelerator(probed.kvm_works));
-        }
+    let host = rustix::system::uname();
+    let key = format!(
+        "kernel {} on {}, {} {:?}",
+        kernel.bundle.id,
+        host.release().to_string_lossy(),
+        program.display(),
+        fs::metadata(&program)?.modified()?
+    );
+    if let Some(works) = recall(&file).get(&key) {
+        return Ok(accelerator(*works));
     }
-    probed.kvm_works = probe(&program, kernel, initramfs).await?;
-    if !probed.kvm_works {
+    let works = probe(&program, kernel, initramfs).await?;
+    if !works {
         eprintln!(
             "lazyroot: KVM does not run this kernel here, using TCG (slower); remembered, '--hypervisor qemu:kvm' insists"
         );
     }
     // Only saves time: a cache that cannot be written costs the next launch a probe.
-    let _ = fs::write(&file, serde_json::to_vec(&probed)?);
-    Ok(accelerator(probed.kvm_works))
+    if let Err(error) = remember(&file, key, works) {
+        tracing::debug!("cannot remember that KVM was probed: {error:#}");
+    }
+    Ok(accelerator(works))
+}
+
+/// What is remembered; nothing if the file is damaged or not there.
+fn recall(file: &Path) -> Probed {
+    fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// Adds an answer, so that a launch at the same time reads the old file or the whole new one.
+fn remember(file: &Path, key: String, works: bool) -> Result<()> {
+    let mut probed = recall(file);
+    probed.insert(key, works);
+    let mut fresh = tempfile::NamedTempFile::new_in(file.parent().expect("the file is in the cache's folder"))?;
+    fresh.write_all(&serde_json::to_vec(&probed)?)?;
+    fresh.persist(file)?;
+    Ok(())
 }
 
 fn accelerator(kvm_works: bool) -> Accelerator {
@@ -164,4 +174,20 @@ async fn probe(program: &PathBuf, kernel: &Kernel, initramfs: &Path) -> Result<b
     };
     let _ = qemu.kill().await;
     Ok(works)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_that_was_probed_is_remembered_and_damage_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("accelerator.json");
+        remember(&file, "a".into(), true).unwrap();
+        remember(&file, "b".into(), false).unwrap();
+        assert_eq!(recall(&file), Probed::from([("a".into(), true), ("b".into(), false)]));
+        fs::write(&file, "{").unwrap();
+        assert_eq!(recall(&file), Probed::new());
+    }
 }

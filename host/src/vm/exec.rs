@@ -26,6 +26,13 @@ const SIGNALLED: u8 = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(pub u8);
 
+impl Status {
+    /// As shells report a program that a signal ended.
+    fn of_signal(number: u8) -> Self {
+        Self(SIGNALLED.wrapping_add(number))
+    }
+}
+
 impl From<Status> for ExitCode {
     fn from(status: Status) -> Self {
         ExitCode::from(status.0)
@@ -59,7 +66,7 @@ pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Resul
     });
 
     let mut started = Some(started);
-    let mut terminal = None;
+    let terminal = SavedTerminal::save();
     let mut input: Option<mpsc::Receiver<Vec<u8>>> = None;
     let mut credit = 0;
     let mut signals = Signals::new()?;
@@ -75,7 +82,9 @@ pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Resul
                             started();
                         }
                         // Raw only now: until here Ctrl-C is for us.
-                        terminal = on_terminal.then(RawTerminal::enter).transpose()?;
+                        if on_terminal && let Some(terminal) = &terminal {
+                            terminal.make_raw()?;
+                        }
                         input = Some(read_stdin());
                         credit = STDIN_WINDOW as usize;
                     }
@@ -90,11 +99,10 @@ pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Resul
                     ToHost::Stdout(data) => output.stdout(&data, &mut to_guest).await?,
                     ToHost::Stderr(data) => output.stderr(&data).await,
                     ToHost::Exit(exit) => {
-                        drop(terminal);
-                        return Ok(Status(match exit {
-                            Exit::Status(status) => status,
-                            Exit::Signal(signal) => SIGNALLED.wrapping_add(signal),
-                        }));
+                        return Ok(match exit {
+                            Exit::Status(status) => Status(status),
+                            Exit::Signal(signal) => Status::of_signal(signal),
+                        });
                     }
                 }
             }
@@ -113,7 +121,7 @@ pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Resul
                         _ => continue,
                     },
                     Caught::Number(number) => ToGuest::Signal(number),
-                    Caught::EnoughOfIt => return Ok(Status(SIGNALLED + SIGINT)),
+                    Caught::EnoughOfIt => return Ok(Status::of_signal(SIGINT)),
                 };
                 write_frame(&mut to_guest, &message.encode()).await.context("the guest went away")?;
             }
@@ -177,6 +185,19 @@ const SIGQUIT: u8 = 3;
 const SIGPIPE: u8 = 13;
 const SIGTERM: u8 = 15;
 
+/// Waits for a signal that asks us to end; the status with which we then do.
+///
+/// # Errors
+/// If signals cannot be listened to.
+pub async fn ended_by_signal() -> Result<Status> {
+    let mut signals = Signals::new()?;
+    loop {
+        if let Caught::Number(number) = signals.next().await {
+            return Ok(Status::of_signal(number));
+        }
+    }
+}
+
 enum Caught {
     Number(u8),
     Window,
@@ -218,21 +239,24 @@ impl Signals {
     }
 }
 
-/// Our terminal in raw mode, until dropped.
-struct RawTerminal(Termios);
+/// The settings of the terminal on our standard input, put back when dropped.
+pub struct SavedTerminal(Termios);
 
-impl RawTerminal {
-    fn enter() -> Result<Self> {
-        let stdin = std::io::stdin();
-        let before = tcgetattr(&stdin).context("-t needs a terminal on standard input")?;
-        let mut raw = before.clone();
+impl SavedTerminal {
+    /// Remembers them; `None` if standard input is no terminal.
+    pub fn save() -> Option<Self> {
+        tcgetattr(std::io::stdin()).ok().map(Self)
+    }
+
+    /// Passes every key on as it is typed, Ctrl-C among them.
+    fn make_raw(&self) -> Result<()> {
+        let mut raw = self.0.clone();
         raw.make_raw();
-        tcsetattr(&stdin, OptionalActions::Now, &raw).context("cannot set the terminal up")?;
-        Ok(Self(before))
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).context("cannot set the terminal up")
     }
 }
 
-impl Drop for RawTerminal {
+impl Drop for SavedTerminal {
     fn drop(&mut self) {
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
     }

@@ -60,6 +60,9 @@ pub trait Hypervisor: Send + Sync {
     /// Words for the kernel command line that suit this hypervisor.
     fn cmdline(&self) -> String;
 
+    /// The vsock port that a guest of this hypervisor dials.
+    fn vsock_port(&self) -> u32;
+
     /// Where to listen for the guest of `spec`.
     fn vsock(&self, spec: &MachineSpec) -> GuestListener;
 

@@ -34,10 +34,17 @@ impl Instance {
     /// # Errors
     /// If the name is taken by a running VM, or is no good as a host name.
     pub fn create(home: &Home, name: Option<&str>, image: &Image) -> Result<Self> {
-        let parent = home.runtime_dir("vm")?;
-        let running = sweep(&parent)?;
+        Self::create_in(&home.runtime_dir("vm")?, name, image.id.to_string())
+    }
+
+    fn create_in(parent: &Path, name: Option<&str>, image: String) -> Result<Self> {
+        // One launch at a time from here on: a folder must not be swept between its making and its locking, nor a
+        // name be given twice.
+        let launching = File::open(parent)?;
+        launching.lock().context("cannot lock the folder of VMs")?;
+        let running = sweep(parent)?;
         // Short and unique among the living: the folder's name is part of every socket's address.
-        let dir = tempfile::Builder::new().prefix("").rand_bytes(6).tempdir_in(&parent)?;
+        let dir = tempfile::Builder::new().prefix("").rand_bytes(6).tempdir_in(parent)?;
         let name = match name {
             Some(name) => check_name(name)?,
             None => format!("vm-{}", dir.path().file_name().unwrap_or_default().to_string_lossy().to_lowercase()),
@@ -47,7 +54,7 @@ impl Instance {
         }
         let lock = File::create(dir.path().join("lock"))?;
         lock.lock().context("cannot lock the VM's folder")?;
-        let record = Record { name, pid: std::process::id(), image: image.id.to_string() };
+        let record = Record { name, pid: std::process::id(), image };
         fs::write(dir.path().join("vm.json"), serde_json::to_vec(&record)?).context("cannot write the VM's folder")?;
         Ok(Self { record, dir: dir.keep(), _lock: lock })
     }
@@ -88,8 +95,11 @@ fn sweep(parent: &Path) -> Result<Vec<Record>> {
     let mut living = Vec::new();
     for entry in fs::read_dir(parent)? {
         let dir = entry?.path();
-        // One without a lock is being made this moment, or was left half-made: too young to tell, and empty.
-        let Ok(lock) = File::open(dir.join("lock")) else { continue };
+        // One without a lock was left half-made, and is empty. What is no folder stays.
+        let Ok(lock) = File::open(dir.join("lock")) else {
+            let _ = fs::remove_dir(&dir);
+            continue;
+        };
         match lock.try_lock() {
             Ok(()) => {
                 let _ = fs::remove_dir_all(&dir);
@@ -112,6 +122,25 @@ mod tests {
     fn names_are_those_of_hosts() {
         assert!(["a", "web-1", "A9"].iter().all(|name| check_name(name).is_ok()));
         assert!(["", "-a", "a-", "a b", "a/b", "ä", &"x".repeat(64)].iter().all(|name| check_name(name).is_err()));
+    }
+
+    #[test]
+    fn launches_at_the_same_time_do_not_disturb_one_another() {
+        let parent = tempfile::tempdir().unwrap();
+        let launch = |name: Option<&str>| Instance::create_in(parent.path(), name, "i".into());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let instance = launch(None).unwrap();
+                        assert!(instance.dir().join("vm.json").exists());
+                    }
+                });
+            }
+            let named: Vec<_> = (0..8).map(|_| scope.spawn(|| launch(Some("web")))).collect();
+            let named: Vec<_> = named.into_iter().map(|thread| thread.join().unwrap()).collect();
+            assert_eq!(named.iter().filter(|launched| launched.is_ok()).count(), 1);
+        });
     }
 
     #[test]

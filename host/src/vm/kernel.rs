@@ -13,7 +13,7 @@ use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
 use super::modules::{Module, ModuleTree, version};
-use super::unwrap::{KernelImage, pvh_elf};
+use super::unwrap::{Format, unwrap};
 use crate::home::Home;
 use crate::store::{Image, Store};
 
@@ -59,6 +59,14 @@ impl Kernel {
             Ok(Module { name: file.strip_suffix(".ko").unwrap_or(file).to_owned(), content })
         };
         order.lines().map(read).collect()
+    }
+
+    /// Whether this machine can run it.
+    fn check_arch(&self) -> Result<()> {
+        let Bundle { release, arch, .. } = &self.bundle;
+        let machine = std::env::consts::ARCH;
+        ensure!(arch == machine, "kernel {release} is for {arch}, and this machine is {machine}");
+        Ok(())
     }
 }
 
@@ -156,6 +164,7 @@ impl Kernels {
     pub fn of_image(&self, store: &Store, image: &Image) -> Result<Option<Kernel>> {
         let source = format!("image:{}", image.id);
         if let Some(kernel) = self.list()?.into_iter().find(|kernel| kernel.bundle.source == source) {
+            kernel.check_arch()?;
             return Ok(Some(kernel));
         }
         let without = self.without.join(image.id.to_hex());
@@ -169,7 +178,9 @@ impl Kernels {
             let _ = File::create(&without);
             return Ok(None);
         }
-        self.import_files(&files, &source).map(Some).context("the image's own kernel")
+        let kernel = self.import_files(&files, &source).context("the image's own kernel")?;
+        kernel.check_arch()?;
+        Ok(Some(kernel))
     }
 
     /// All imported kernels, the newest release last.
@@ -210,8 +221,7 @@ impl Kernels {
                 let kernel = found.with_context(|| {
                     format!("there is no kernel {release}; 'lazyroot kernel ls' has: {}", known.join(", "))
                 })?;
-                let found = &kernel.bundle.arch;
-                ensure!(found == arch, "kernel {release} is for {found}, and this machine is {arch}");
+                kernel.check_arch()?;
                 Ok(kernel)
             }
         }
@@ -236,9 +246,12 @@ impl Kernels {
         let path =
             path.with_context(|| format!("there is no kernel of release {release}: {}", candidates.join(", ")))?;
         let vmlinuz = files.read(path)?;
-        let kind = KernelImage::identify(&vmlinuz).with_context(|| format!("cannot boot {path}"))?;
+        let kernel = unwrap(&vmlinuz).with_context(|| format!("cannot boot {path}"))?;
 
-        let modules = module_tree(files, &modules_dir)?.needed(&release)?;
+        let configs = [format!("boot/config-{release}"), format!("{modules_dir}/config")];
+        let config = configs.iter().find_map(|path| files.read(path).ok());
+        let config = config.map(|text| String::from_utf8_lossy(&text).into_owned());
+        let modules = module_tree(files, &modules_dir)?.needed(&release, config.as_deref())?;
 
         let mut hasher = verity::LeafHasher::new(Algorithm::Sha256);
         hasher.update(&vmlinuz);
@@ -246,7 +259,7 @@ impl Kernels {
         let id: ObjectId = hasher.finish().0;
         let bundle = Bundle {
             release: release.clone(),
-            arch: kind.arch().to_owned(),
+            arch: kernel.format.arch().to_owned(),
             source: source.to_owned(),
             id: id.to_hex(),
             modules: modules.iter().map(|module| module.name.clone()).collect(),
@@ -259,11 +272,8 @@ impl Kernels {
         };
         fs::create_dir(fresh.path().join("modules"))?;
         write("vmlinuz", &vmlinuz)?;
-        // A bzImage whose ELF cannot be had boots as it is, slower.
-        if kind == KernelImage::BzImage
-            && let Some(elf) = pvh_elf(&vmlinuz).unwrap_or_default()
-        {
-            write("vmlinux", &elf)?;
+        if kernel.format != Format::BzImage {
+            write("vmlinux", &kernel.bytes)?;
         }
         let mut order = String::new();
         for module in &modules {
@@ -278,8 +288,10 @@ impl Kernels {
         // An image's own kernel may have the release of another: its folder is named by its content as well.
         let name = if source.starts_with("image:") { format!("{release}-{}", &bundle.id[..12]) } else { release };
         let dir = self.dir.join(name);
+        // Moved aside first, so that a launch meanwhile finds the old one or the new one, whole.
+        let old = tempfile::Builder::new().prefix(".old-").tempdir_in(&self.dir)?;
         if dir.exists() {
-            fs::remove_dir_all(&dir).with_context(|| format!("cannot replace {}", dir.display()))?;
+            fs::rename(&dir, old.path()).with_context(|| format!("cannot replace {}", dir.display()))?;
         }
         fs::rename(fresh.keep(), &dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Kernel { bundle, dir })

@@ -4,17 +4,18 @@
 //! root streams from the store, changes live in the guest's memory.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use lazyroot_proto::exec::Exec;
-use lazyroot_proto::frame::{DEFAULT_PORT, EventKind};
-use tokio::signal::unix::{SignalKind, signal};
+use lazyroot_proto::frame::EventKind;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
-use super::accel;
-use super::exec::{self, Status};
+use super::accel::{self, Accelerator};
+use super::exec::{self, SavedTerminal, Status};
 use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec};
 use super::instance::Instance;
 use super::kernel::{Kernel, Kernels};
@@ -75,94 +76,150 @@ pub struct Report {
     pub disk_bytes_written: u64,
 }
 
-/// Milestones, as they come in.
+/// What the guest has reported.
 #[derive(Default)]
-struct Progress {
+struct Milestones {
     init: Option<Instant>,
     mounted_at: Option<u64>,
     fatal: Option<String>,
 }
 
-/// Boots, runs, and cleans up.
+/// Boots, runs, and cleans up. No report if a signal ended the launch before the VM was up.
 ///
 /// # Errors
 /// If the VM cannot be started or does not come up; the error carries the guest's own words where there are any.
-pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) -> Result<(Status, Report)> {
-    let kernel = choose_kernel(home, store, &launch)?;
-    let guest_init = initramfs::guest_init_path()?;
-    let initramfs = initramfs::build(home, &kernel, &guest_init)?;
-    let accelerator = accel::choose(home, &kernel, &initramfs, launch.hypervisor).await?;
-    let hypervisor = qemu::Qemu::new(home, accelerator)?;
-    let instance = Instance::create(home, launch.name.as_deref(), &launch.image)?;
-
-    let console_log = instance.dir().join("console.log");
+pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) -> Result<(Status, Option<Report>)> {
     let interactive = launch.command.is_none();
-    let spec = MachineSpec {
-        name: instance.name().to_owned(),
-        cpus: launch.cpus,
-        memory_mib: launch.memory_mib,
-        kernel: kernel.boot_file(),
-        initramfs,
-        cmdline: cmdline(&hypervisor, &launch, instance.name()),
-        dir: instance.dir().to_owned(),
-        console: if interactive { Console::Stdio } else { Console::File(console_log.clone()) },
-        vsock_port: DEFAULT_PORT,
+    // QEMU makes the terminal raw for the guest's console; killed, it does not put it back.
+    let _terminal = if interactive { SavedTerminal::save() } else { None };
+    let mut vm = tokio::select! {
+        vm = Vm::start(home, store, &launch) => vm?,
+        status = exec::ended_by_signal() => return Ok((status?, None)),
     };
-
-    let endpoint = match hypervisor.vsock(&spec) {
-        GuestListener::Unix(path) => Endpoint::Unix(path),
-        GuestListener::Vsock { port } => Endpoint::Vsock(port),
-    };
-    let listener = Listener::bind(&endpoint)?;
-    let progress = Arc::new(Mutex::new(Progress::default()));
-    let failed = Arc::new(tokio::sync::Notify::new());
-    let hub = Arc::new(Hub::default());
-    let served = ServedImage::open(&launch.image, store.source())?;
-    let server = {
-        let (progress, failed) = (progress.clone(), failed.clone());
-        let on_event = move |event: Event| hear(event, &progress, &failed);
-        Arc::new(Server::new(Catalog::of([served]), Some(hub.clone()), on_event))
-    };
-    let serving = tokio::spawn(server.clone().serve(listener));
-
-    let started = Instant::now();
-    let mut machine = hypervisor.start(&spec).await?;
-    let tail = launch.show_console.then(|| tokio::spawn(follow(console_log.clone())));
+    let follower = launch.show_console.then(|| tokio::spawn(follow(vm.console_log())));
     let mut command_started = None;
     let outcome = match launch.command {
-        None => machine.wait().await.map(|()| Status(0)),
+        None => tokio::select! {
+            ended = vm.machine.wait() => ended.map(|()| Status(0)),
+            status = exec::ended_by_signal() => status,
+        },
         Some(exec) => {
-            let begun = || command_started = Some(started.elapsed());
-            run_command(&mut *machine, &hub, exec, &failed, begun).await
+            let started = vm.started;
+            vm.run_command(exec, || command_started = Some(started.elapsed())).await
         }
     };
-    let (init, mounted_at, fatal) = {
-        let progress = progress.lock().expect("no panic under the lock");
-        (progress.init, progress.mounted_at, progress.fatal.clone())
-    };
-    let written = disk_bytes_written(&machine.pids());
-    machine.kill().await;
-    serving.abort();
-    if let Some(tail) = tail {
-        tail.abort();
+    let disk_bytes_written = disk_bytes_written(&vm.machine.pids());
+    vm.machine.kill().await;
+    if let Some(follower) = follower {
+        follower.abort();
     }
-    let status = match (outcome, fatal) {
+    let milestones = vm.milestones.lock().expect("no panic under the lock");
+    let status = match (outcome, &milestones.fatal) {
         (_, Some(why)) => bail!("the guest could not boot: {why}"),
-        (Err(error), None) if !interactive => return Err(with_console(error, &console_log)),
+        (Err(error), None) if !interactive => return Err(with_console(&error, &vm.console_log())),
         (outcome, None) => outcome?,
     };
     let report = Report {
-        accelerator: accelerator.to_string(),
-        hypervisor_started: started - launched,
-        guest_init: init.map(|init| init - started),
+        accelerator: vm.accelerator.to_string(),
+        hypervisor_started: vm.started - launched,
+        guest_init: milestones.init.map(|init| init - vm.started),
         command_started,
-        guest_clock_mounted: mounted_at.map(Duration::from_nanos),
-        served: server.stats().snapshot(),
+        guest_clock_mounted: milestones.mounted_at.map(Duration::from_nanos),
+        served: vm.server.stats().snapshot(),
         image_bytes: launch.image.index.total_bytes(),
         image_objects: launch.image.index.entries().len() as u64,
-        disk_bytes_written: written,
+        disk_bytes_written,
     };
-    Ok((status, report))
+    Ok((status, Some(report)))
+}
+
+/// A started VM and all that serves it. Dropping it ends the hypervisor, the server and its sockets, and removes
+/// the VM's folder, in that order.
+struct Vm {
+    machine: Box<dyn Machine>,
+    _serving: JoinSet<std::io::Result<()>>,
+    server: Arc<Server>,
+    hub: Arc<Hub>,
+    milestones: Arc<Mutex<Milestones>>,
+    failed: Arc<Notify>,
+    accelerator: Accelerator,
+    started: Instant,
+    instance: Instance,
+}
+
+impl Vm {
+    async fn start(home: &Home, store: &Store, launch: &Launch) -> Result<Self> {
+        let kernel = choose_kernel(home, store, launch)?;
+        let initramfs = initramfs::build(home, &kernel, &initramfs::guest_init_path()?)?;
+        let accelerator = accel::choose(home, &kernel, &initramfs, launch.hypervisor).await?;
+        let hypervisor = qemu::Qemu::new(home, accelerator)?;
+        let instance = Instance::create(home, launch.name.as_deref(), &launch.image)?;
+        let vsock_port = hypervisor.vsock_port();
+        let console = match launch.command {
+            None => Console::Stdio,
+            Some(_) => Console::File(console_log(&instance)),
+        };
+        let spec = MachineSpec {
+            name: instance.name().to_owned(),
+            cpus: launch.cpus,
+            memory_mib: launch.memory_mib,
+            kernel: kernel.boot_file(),
+            initramfs,
+            cmdline: cmdline(&hypervisor, launch, instance.name(), vsock_port),
+            dir: instance.dir().to_owned(),
+            console,
+            vsock_port,
+        };
+        let listener = Listener::bind(&match hypervisor.vsock(&spec) {
+            GuestListener::Unix(path) => Endpoint::Unix(path),
+            GuestListener::Vsock { port } => Endpoint::Vsock(port),
+        })?;
+        let (hub, milestones, failed) =
+            (Arc::<Hub>::default(), Arc::<Mutex<Milestones>>::default(), Arc::<Notify>::default());
+        let served = ServedImage::open(&launch.image, store.source())?;
+        let on_event = {
+            let (milestones, failed) = (milestones.clone(), failed.clone());
+            move |event| hear(event, &milestones, &failed)
+        };
+        let server = Arc::new(Server::new(Catalog::of([served]), Some(hub.clone()), on_event));
+        let mut serving = JoinSet::new();
+        serving.spawn(server.clone().serve(listener));
+        let started = Instant::now();
+        let machine = hypervisor.start(&spec).await?;
+        Ok(Self { machine, _serving: serving, server, hub, milestones, failed, accelerator, started, instance })
+    }
+
+    fn console_log(&self) -> PathBuf {
+        console_log(&self.instance)
+    }
+
+    /// Waits for the guest's agent, and has it run the command.
+    async fn run_command(&mut self, exec: Exec, begun: impl FnOnce()) -> Result<Status> {
+        let stream = tokio::select! {
+            stream = async { self.hub.connected().await; self.hub.open_stream().await } => stream?,
+            // The caller knows the reason.
+            () = self.failed.notified() => bail!("the guest gave up"),
+            ended = self.machine.wait() => {
+                ended?;
+                bail!("the VM ended before the command could run");
+            }
+            () = tokio::time::sleep(BOOT_DEADLINE) => {
+                bail!("the guest did not come up within {} s", BOOT_DEADLINE.as_secs())
+            }
+            status = exec::ended_by_signal() => return status,
+        };
+        tokio::select! {
+            status = exec::run(stream, exec, begun) => status,
+            ended = self.machine.wait() => {
+                ended?;
+                Err(anyhow!("the VM ended before the command did"))
+            }
+        }
+    }
+}
+
+fn console_log(instance: &Instance) -> PathBuf {
+    instance.dir().join("console.log")
 }
 
 /// The asked-for bundle, the image's own kernel, or the newest bundle.
@@ -176,7 +233,7 @@ fn choose_kernel(home: &Home, store: &Store, launch: &Launch) -> Result<Kernel> 
     kernels.get(launch.kernel.as_deref())
 }
 
-fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str) -> String {
+fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port: u32) -> String {
     let mode = if launch.command.is_some() { "agent" } else { "init" };
     let mut words = vec![
         format!("console={}", hypervisor.console_device()),
@@ -185,7 +242,7 @@ fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str) -> String {
         hypervisor.cmdline(),
         format!("lazyroot.manifest={}", launch.image.id),
         format!("lazyroot.index={}", launch.image.index.id()),
-        format!("lazyroot.port={DEFAULT_PORT}"),
+        format!("lazyroot.port={vsock_port}"),
         format!("lazyroot.mode={mode}"),
         format!("lazyroot.hostname={name}"),
     ];
@@ -194,61 +251,28 @@ fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str) -> String {
 }
 
 /// Takes down what the guest reports, and tells the user what is wrong.
-fn hear(event: Event, progress: &Mutex<Progress>, failed: &tokio::sync::Notify) {
-    let mut progress = progress.lock().expect("no panic under the lock");
+fn hear(event: Event, milestones: &Mutex<Milestones>, failed: &Notify) {
+    let mut milestones = milestones.lock().expect("no panic under the lock");
     match event.kind {
-        EventKind::Init => progress.init = Some(Instant::now()),
-        EventKind::Mounted => progress.mounted_at = Some(event.at),
+        EventKind::Init => milestones.init = Some(Instant::now()),
+        EventKind::Mounted => milestones.mounted_at = Some(event.at),
         EventKind::Started => (),
         EventKind::Warning => eprintln!("lazyroot: the guest reports: {}", event.text),
         EventKind::Fatal => {
-            progress.fatal = Some(event.text);
+            milestones.fatal = Some(event.text);
             failed.notify_one();
         }
     }
 }
 
-async fn run_command(
-    machine: &mut dyn Machine,
-    hub: &Hub,
-    exec: Exec,
-    failed: &tokio::sync::Notify,
-    begun: impl FnOnce(),
-) -> Result<Status> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let stream = tokio::select! {
-        stream = async { hub.connected().await; hub.open_stream().await } => stream?,
-        // The caller knows the reason, or finds it on the console.
-        () = failed.notified() => bail!("the guest gave up"),
-        ended = machine.wait() => {
-            ended?;
-            bail!("the VM ended before the command could run");
-        }
-        () = tokio::time::sleep(BOOT_DEADLINE) => {
-            bail!("the guest did not come up within {} s", BOOT_DEADLINE.as_secs())
-        }
-        // As shells report a program ended by SIGINT and SIGTERM.
-        _ = interrupt.recv() => return Ok(Status(128 + 2)),
-        _ = terminate.recv() => return Ok(Status(128 + 15)),
-    };
-    tokio::select! {
-        status = exec::run(stream, exec, begun) => status,
-        ended = machine.wait() => {
-            ended?;
-            Err(anyhow!("the VM ended before the command did"))
-        }
-    }
-}
-
 /// An error with the last lines of the guest's console.
-fn with_console(error: anyhow::Error, log: &PathBuf) -> anyhow::Error {
+fn with_console(error: &anyhow::Error, log: &Path) -> anyhow::Error {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
     if last.is_empty() {
-        return error.context("the guest said nothing on its console");
+        return anyhow!("{error:#}; the guest said nothing on its console");
     }
     // Escape codes of a guest must not reach the user's terminal.
     let last: Vec<String> = last.iter().map(|line| line.trim_end().escape_debug().to_string()).collect();

@@ -19,7 +19,8 @@ const REQUIRED: &[(&str, &str)] = &[
 ];
 
 /// What older kernels need besides: before 6.12 EROFS mounts block devices only.
-const REQUIRED_FOR_LOOP: (&str, &str) = ("loop", "EROFS through a loop device, which kernels before 6.12 need");
+const REQUIRED_FOR_LOOP: (&str, &str) =
+    ("loop", "EROFS: without CONFIG_EROFS_FS_BACKED_BY_FILE (Linux 6.12) it mounts through a loop device");
 
 /// A module, unpacked.
 #[derive(Debug)]
@@ -66,17 +67,23 @@ impl<'a> ModuleTree<'a> {
         Self { paths, builtin: builtin.lines().filter_map(module_name).collect(), read: Box::new(read) }
     }
 
-    /// What lazyroot's guest needs that is not built in, dependencies first. `release` is the kernel's.
+    /// What lazyroot's guest needs that is not built in, dependencies first. `release` is the kernel's, `config` the text
+    /// of its configuration if it is there.
     ///
     /// # Errors
     /// If the kernel lacks something; the error says what.
-    pub fn needed(&self, release: &str) -> Result<Vec<Module>> {
+    pub fn needed(&self, release: &str, config: Option<&str>) -> Result<Vec<Module>> {
         let (major, minor) = version(release).with_context(|| format!("'{release}' is no kernel release"))?;
         if (major, minor) < (6, 5) {
             bail!("kernel {release} is too old: data-only overlay layers need 6.5 (6.12 is best)");
         }
+        // Without a configuration to look at, the version must do.
+        let has = |option: &str| config.is_none_or(|text| text.lines().any(|line| line == format!("{option}=y")));
+        if !has("CONFIG_RD_ZSTD") {
+            bail!("kernel {release} cannot unpack a zstd initramfs: it needs CONFIG_RD_ZSTD");
+        }
         let mut wanted = REQUIRED.to_vec();
-        if (major, minor) < (6, 12) {
+        if (major, minor) < (6, 12) || !has("CONFIG_EROFS_FS_BACKED_BY_FILE") {
             wanted.push(REQUIRED_FOR_LOOP);
         }
         self.closure(&wanted).with_context(|| format!("kernel {release} cannot run a guest"))
@@ -101,7 +108,11 @@ impl<'a> ModuleTree<'a> {
         }
         let path = self.paths.get(name).with_context(|| format!("no module {name}, and it is not built in"))?;
         let content = unpack(path, &(self.read)(path)?).with_context(|| format!("cannot unpack {path}"))?;
-        for dependency in dependencies(&content).with_context(|| format!("{path} is no kernel module"))? {
+        let info = modinfo(&content).with_context(|| format!("{path} is no kernel module"))?;
+        for dependency in dependencies(&info) {
+            self.add(&dependency, modules, seen)?;
+        }
+        for dependency in soft_dependencies(&info).filter(|name| self.paths.contains_key(name)) {
             self.add(&dependency, modules, seen)?;
         }
         modules.push(Module { name: name.to_owned(), content: without_signature(content) });
@@ -127,14 +138,26 @@ fn unpack(path: &str, packed: &[u8]) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The `depends=` line of a module's `.modinfo` section.
-fn dependencies(module: &[u8]) -> Result<Vec<String>> {
+/// The text of a module's `.modinfo` section: `key=value` fields that end in NUL.
+fn modinfo(module: &[u8]) -> Result<String> {
     let elf = object::File::parse(module)?;
     let section = elf.section_by_name(".modinfo").context("it has no .modinfo section")?;
-    let text = section.data()?;
-    let line = text.split(|byte| *byte == 0).find_map(|line| line.strip_prefix(b"depends="));
-    let names = String::from_utf8_lossy(line.unwrap_or_default());
-    Ok(names.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect())
+    Ok(String::from_utf8_lossy(section.data()?).into_owned())
+}
+
+/// What a module cannot be loaded without.
+fn dependencies(info: &str) -> impl Iterator<Item = String> {
+    let lists = info.split('\0').filter_map(|field| field.strip_prefix("depends="));
+    lists.flat_map(|list| list.split(',')).filter(|name| !name.is_empty()).map(|name| name.replace('-', "_"))
+}
+
+/// What a module asks for by itself when it is loaded, and there is no modprobe in the guest to bring. It may name an
+/// algorithm, of which the generic module is enough: libcrc32c, below erofs, asks for `crc32c`.
+fn soft_dependencies(info: &str) -> impl Iterator<Item = String> {
+    let fields = info.split('\0').filter_map(|field| field.strip_prefix("softdep="));
+    let before = fields.filter_map(|text| text.strip_prefix("pre:")).filter_map(|text| text.split("post:").next());
+    let names = before.flat_map(str::split_ascii_whitespace).map(|name| name.replace('-', "_"));
+    names.flat_map(|name| [format!("{name}_generic"), name])
 }
 
 /// Cuts off the signature that a build appended: the guest trusts its initramfs, and checking a signature under
@@ -173,18 +196,29 @@ mod tests {
     }
 
     #[test]
+    fn hard_and_soft_dependencies_are_told_apart() {
+        let info = "name=x\0depends=lib-crc,netfs\0softdep=pre: crc32c post: late\0";
+        assert_eq!(dependencies(info).collect::<Vec<_>>(), ["lib_crc", "netfs"]);
+        assert_eq!(soft_dependencies(info).collect::<Vec<_>>(), ["crc32c_generic", "crc32c"]);
+        assert_eq!(dependencies("depends=\0").count(), 0);
+    }
+
+    #[test]
     fn a_kernel_that_lacks_something_is_refused_by_name() {
         let tree = ModuleTree::new([], "kernel/fs/fuse/fuse.ko\n", |_| unreachable!());
-        let error = format!("{:#}", tree.needed("6.12.1").unwrap_err());
+        let error = format!("{:#}", tree.needed("6.12.1", None).unwrap_err());
         assert!(error.contains("virtio") && error.contains("6.12.1"), "{error}");
-        let error = format!("{:#}", tree.needed("5.10.0").unwrap_err());
+        let error = format!("{:#}", tree.needed("5.10.0", None).unwrap_err());
         assert!(error.contains("too old"), "{error}");
         let old = ModuleTree::new(
             [],
             "virtio_pci.ko\nvmw_vsock_virtio_transport.ko\nfuse.ko\nerofs.ko\noverlay.ko\n",
             |_| unreachable!(),
         );
-        assert!(old.needed("6.12.0").unwrap().is_empty());
-        assert!(format!("{:#}", old.needed("6.6.0").unwrap_err()).contains("loop"));
+        assert!(old.needed("6.12.0", None).unwrap().is_empty());
+        assert!(format!("{:#}", old.needed("6.6.0", None).unwrap_err()).contains("loop"));
+        let config = "CONFIG_RD_ZSTD=y\n# CONFIG_EROFS_FS_BACKED_BY_FILE is not set\n";
+        assert!(format!("{:#}", old.needed("6.12.0", Some(config)).unwrap_err()).contains("loop"));
+        assert!(format!("{:#}", old.needed("6.12.0", Some("")).unwrap_err()).contains("CONFIG_RD_ZSTD"));
     }
 }
