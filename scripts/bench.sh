@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs the benchmarks on the demo image; as root because they mount and drop caches.
+# Runs the benchmarks on the demo image, or some of them (native, boot, launch); as root because they mount and drop
+# caches.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -7,7 +8,13 @@ cd "$(dirname "$0")/.."
 LAZYROOT_TEST_ROOTFS=$demo/rootfs
 LAZYROOT_TEST_KERNEL_DEB=$(ls "$demo"/linux-image-*.deb)
 LAZYROOT_TEST_BIN=$target/release/lazyroot
-export LAZYROOT_TEST_ROOTFS LAZYROOT_TEST_KERNEL_DEB LAZYROOT_TEST_BIN
+# Its own images, which stay for the next run.
+LAZYROOT_HOME=$target/bench/home
+# As guest-init, and beside it: one static binary.
+LAZYROOT_BENCH_PEER_INIT=$target/guest/$triple/guest/lazyroot-peer-init
+export LAZYROOT_TEST_ROOTFS LAZYROOT_TEST_KERNEL_DEB LAZYROOT_TEST_BIN LAZYROOT_HOME LAZYROOT_BENCH_PEER_INIT
 
+RUSTFLAGS="${RUSTFLAGS-} -C target-feature=+crt-static" cargo build --profile guest --locked \
+    -p lazyroot-peer-init --target "$triple" --target-dir "$target/guest"
 cargo build --release --locked -p lazyroot-tests --bin bench
-exec sh scripts/as-root.sh "$target/release/bench" "$target/bench"
+exec sh scripts/as-root.sh "$target/release/bench" "$target/bench" "$@"

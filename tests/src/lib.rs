@@ -2,6 +2,7 @@
 //! with, and an exact comparison of trees.
 
 pub mod bench;
+pub mod data;
 pub mod lazyroot;
 pub mod tree;
 

@@ -16,7 +16,7 @@ pub struct Stats {
 }
 
 /// The counters at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Snapshot {
     /// Requests answered, hellos and pings not among them.
     pub requests: u64,

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use lazyroot_proto::{Algorithm, verity};
 
 use super::kernel::Kernel;
+use super::modules::Module;
 use crate::home::Home;
 
 /// zstd's level: this is done once for a kernel, and read at every boot.
@@ -55,8 +56,7 @@ pub fn build(home: &Home, kernel: &Kernel, guest_init: &Path) -> Result<PathBuf>
     if path.exists() {
         return Ok(path);
     }
-    let archive = archive(&init, &kernel.modules_dir())?;
-    let packed = zstd::encode_all(&*archive, LEVEL)?;
+    let packed = pack(&init, &kernel.modules()?)?;
     // Written under another name: a half-written image is never booted.
     let mut file = tempfile::NamedTempFile::new_in(&cache)?;
     file.write_all(&packed).and_then(|()| file.as_file().sync_all()).context("cannot write the initramfs")?;
@@ -99,7 +99,11 @@ fn check_arch(elf: &[u8], arch: &str) -> Result<()> {
     Ok(())
 }
 
-fn archive(init: &[u8], modules: &Path) -> Result<Vec<u8>> {
+/// An initramfs: a zstd-compressed cpio archive with `init`, and `modules` with their order in `/modules`.
+///
+/// # Errors
+/// If memory for the compressor cannot be had.
+pub fn pack(init: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
     let mut cpio = Cpio::default();
     for dir in ["dev", "proc", "sys", "run", "sysroot", "modules"] {
         cpio.add(dir, S_IFDIR | 0o755, (0, 0), &[]);
@@ -107,13 +111,12 @@ fn archive(init: &[u8], modules: &Path) -> Result<Vec<u8>> {
     // The kernel opens it for init before any file system is mounted.
     cpio.add("dev/console", S_IFCHR | 0o600, (5, 1), &[]);
     cpio.add("init", S_IFREG | 0o755, (0, 0), init);
-    let order = fs::read_to_string(modules.join("order")).context("the kernel bundle has no module order")?;
+    let order: String = modules.iter().map(|module| module.file_name() + "\n").collect();
     cpio.add("modules/order", S_IFREG | 0o644, (0, 0), order.as_bytes());
-    for name in order.lines() {
-        let content = fs::read(modules.join(name)).with_context(|| format!("the kernel bundle lacks {name}"))?;
-        cpio.add(&format!("modules/{name}"), S_IFREG | 0o644, (0, 0), &content);
+    for module in modules {
+        cpio.add(&format!("modules/{}", module.file_name()), S_IFREG | 0o644, (0, 0), &module.content);
     }
-    Ok(cpio.finish())
+    Ok(zstd::encode_all(&*cpio.finish(), LEVEL)?)
 }
 
 // stat(2)'s file types, which cpio uses.

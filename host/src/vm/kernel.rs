@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
-use super::modules::{ModuleTree, version};
+use super::modules::{Module, ModuleTree, version};
 use super::unwrap::{Format, unwrap};
 use crate::home::Home;
 use crate::store::{Image, Store};
@@ -47,6 +47,20 @@ impl Kernel {
         if elf.exists() { elf } else { self.dir.join("vmlinuz") }
     }
 
+    /// The modules that the guest needs, in load order.
+    ///
+    /// # Errors
+    /// If the bundle is damaged.
+    pub fn modules(&self) -> Result<Vec<Module>> {
+        let dir = self.dir.join("modules");
+        let order = fs::read_to_string(dir.join("order")).context("the kernel bundle has no module order")?;
+        let read = |file: &str| {
+            let content = fs::read(dir.join(file)).with_context(|| format!("the kernel bundle lacks {file}"))?;
+            Ok(Module { name: file.strip_suffix(".ko").unwrap_or(file).to_owned(), content })
+        };
+        order.lines().map(read).collect()
+    }
+
     /// Whether this machine can run it.
     fn check_arch(&self) -> Result<()> {
         let Bundle { release, arch, .. } = &self.bundle;
@@ -54,16 +68,14 @@ impl Kernel {
         ensure!(arch == machine, "kernel {release} is for {arch}, and this machine is {machine}");
         Ok(())
     }
-
-    /// The folder with the unpacked modules.
-    pub fn modules_dir(&self) -> PathBuf {
-        self.dir.join("modules")
-    }
 }
 
 /// The kernels of a home.
 pub struct Kernels {
     dir: PathBuf,
+    /// Empty files named by the images that were found to bring no kernel. What an image has never changes, and
+    /// finding out reads and hashes its whole manifest: most of a launch, and the more files the longer.
+    without: PathBuf,
 }
 
 /// Where a kernel is imported from.
@@ -92,6 +104,17 @@ impl std::str::FromStr for KernelSource {
     }
 }
 
+/// Of a kernel in a Debian package, the `wanted` modules (name, and what for) that are not built in, dependencies
+/// first. For guests that are not lazyroot's own, such as those it is compared with.
+///
+/// # Errors
+/// If the package cannot be read, or the kernel lacks something.
+pub fn modules_of_deb(path: &Path, wanted: &[(&str, &str)]) -> Result<Vec<Module>> {
+    let files = DebFiles::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (_, modules_dir) = find_release(&files)?;
+    module_tree(&files, &modules_dir)?.closure(wanted)
+}
+
 /// Files among which a kernel is looked for, by paths relative to a root.
 trait KernelFiles {
     /// Names in a folder; empty if there is no such folder.
@@ -111,7 +134,7 @@ enum Kind {
 impl Kernels {
     /// The kernels of this home.
     pub fn open(home: &Home) -> Result<Self> {
-        Ok(Self { dir: home.data_dir("kernels")? })
+        Ok(Self { dir: home.data_dir("kernels")?, without: home.data_dir("cache/without-kernel")? })
     }
 
     /// Imports a kernel; importing the same again changes nothing.
@@ -144,9 +167,15 @@ impl Kernels {
             kernel.check_arch()?;
             return Ok(Some(kernel));
         }
+        let without = self.without.join(image.id.to_hex());
+        if without.exists() {
+            return Ok(None);
+        }
         let files = ImageFiles::open(store, image)?;
         let mut releases = files.list("usr/lib/modules")?.into_iter();
         if !releases.any(|(release, _)| files.has(&format!("usr/lib/modules/{release}/vmlinuz"))) {
+            // Only saves time: a cache that cannot be written costs the next launch another look.
+            let _ = File::create(&without);
             return Ok(None);
         }
         let kernel = self.import_files(&files, &source).context("the image's own kernel")?;
@@ -219,14 +248,10 @@ impl Kernels {
         let vmlinuz = files.read(path)?;
         let kernel = unwrap(&vmlinuz).with_context(|| format!("cannot boot {path}"))?;
 
-        let mut paths = Vec::new();
-        walk(files, &modules_dir, &mut paths)?;
-        let builtin = files.read(&format!("{modules_dir}/modules.builtin")).unwrap_or_default();
-        let tree = ModuleTree::new(paths, &String::from_utf8_lossy(&builtin), |path| files.read(path));
         let configs = [format!("boot/config-{release}"), format!("{modules_dir}/config")];
         let config = configs.iter().find_map(|path| files.read(path).ok());
         let config = config.map(|text| String::from_utf8_lossy(&text).into_owned());
-        let modules = tree.needed(&release, config.as_deref())?;
+        let modules = module_tree(files, &modules_dir)?.needed(&release, config.as_deref())?;
 
         let mut hasher = verity::LeafHasher::new(Algorithm::Sha256);
         hasher.update(&vmlinuz);
@@ -255,7 +280,7 @@ impl Kernels {
         }
         let mut order = String::new();
         for module in &modules {
-            let name = format!("{}.ko", module.name);
+            let name = module.file_name();
             write(&format!("modules/{name}"), &module.content)?;
             order += &name;
             order.push('\n');
@@ -298,6 +323,13 @@ fn find_release(files: &dyn KernelFiles) -> Result<(String, String)> {
         }
     }
     bail!("there are no kernel modules in usr/lib/modules or lib/modules")
+}
+
+fn module_tree<'a>(files: &'a dyn KernelFiles, modules_dir: &str) -> Result<ModuleTree<'a>> {
+    let mut paths = Vec::new();
+    walk(files, modules_dir, &mut paths)?;
+    let builtin = files.read(&format!("{modules_dir}/modules.builtin")).unwrap_or_default();
+    Ok(ModuleTree::new(paths, &String::from_utf8_lossy(&builtin), |path| files.read(path)))
 }
 
 fn walk(files: &dyn KernelFiles, dir: &str, paths: &mut Vec<String>) -> Result<()> {

@@ -58,7 +58,7 @@ pub struct Launch {
 }
 
 /// How a launch went.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Report {
     /// `kvm` or `tcg`.
     pub accelerator: String,

@@ -8,7 +8,7 @@ pub mod initramfs;
 mod instance;
 pub mod kernel;
 pub mod launch;
-mod modules;
+pub mod modules;
 pub mod qemu;
 mod unwrap;
 

@@ -31,6 +31,13 @@ pub struct Module {
     pub content: Vec<u8>,
 }
 
+impl Module {
+    /// Its file in a bundle and in an initramfs.
+    pub fn file_name(&self) -> String {
+        format!("{}.ko", self.name)
+    }
+}
+
 /// Reads a file by its path.
 type ReadFile<'a> = Box<dyn Fn(&str) -> Result<Vec<u8>> + 'a>;
 
@@ -60,7 +67,7 @@ impl<'a> ModuleTree<'a> {
         Self { paths, builtin: builtin.lines().filter_map(module_name).collect(), read: Box::new(read) }
     }
 
-    /// What the guest needs that is not built in, dependencies first. `release` is the kernel's, `config` the text
+    /// What lazyroot's guest needs that is not built in, dependencies first. `release` is the kernel's, `config` the text
     /// of its configuration if it is there.
     ///
     /// # Errors
@@ -79,10 +86,18 @@ impl<'a> ModuleTree<'a> {
         if (major, minor) < (6, 12) || !has("CONFIG_EROFS_FS_BACKED_BY_FILE") {
             wanted.push(REQUIRED_FOR_LOOP);
         }
+        self.closure(&wanted).with_context(|| format!("kernel {release} cannot run a guest"))
+    }
+
+    /// Those of the `wanted` modules (name, and what for) that are not built in, dependencies first.
+    ///
+    /// # Errors
+    /// If the kernel lacks something; the error says what.
+    pub fn closure(&self, wanted: &[(&str, &str)]) -> Result<Vec<Module>> {
         let (mut modules, mut seen) = (Vec::new(), HashSet::new());
         for (name, purpose) in wanted {
             self.add(name, &mut modules, &mut seen)
-                .with_context(|| format!("kernel {release} lacks what the guest needs for {purpose}"))?;
+                .with_context(|| format!("the kernel lacks what the guest needs for {purpose}"))?;
         }
         Ok(modules)
     }

@@ -105,7 +105,12 @@ impl Qemu {
         Ok(Self { program: program()?, accelerator, transport })
     }
 
-    fn arguments(&self, spec: &MachineSpec) -> Result<Vec<String>> {
+    /// QEMU's arguments for the machine of `spec` but for its connection to the host: also what a VM that
+    /// lazyroot is compared with has in common with lazyroot's.
+    ///
+    /// # Errors
+    /// If a path is not UTF-8.
+    pub fn machine_arguments(&self, spec: &MachineSpec) -> Result<Vec<String>> {
         let memory = format!("{}M", spec.memory_mib);
         let mut arguments: Vec<String> = [
             "-nodefaults",
@@ -152,6 +157,12 @@ impl Qemu {
             }
         }
         add(["-serial", "chardev:console"]);
+        Ok(arguments)
+    }
+
+    fn arguments(&self, spec: &MachineSpec) -> Result<Vec<String>> {
+        let mut arguments = self.machine_arguments(spec)?;
+        let mut add = |words: [&str; 2]| arguments.extend(words.map(str::to_owned));
         match &self.transport {
             Transport::Vhost { cid } => add(["-device", &format!("vhost-vsock-pci,guest-cid={cid}")]),
             Transport::VhostUser(_) => {

@@ -1,8 +1,8 @@
 //! The native mount against a local composefs mount of the same image: the ceiling, since it reads the very same
 //! objects with no FUSE and no server in between.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,9 +16,12 @@ use lazyroot::home::Home;
 use lazyroot::serve::{Catalog, Endpoint, Listener, ServedImage, Server};
 use lazyroot::store::{Image, Store};
 
-use super::report::{CEILING, Cell, Report};
+use super::report::{Cell, Report};
 use super::workloads::{self, LARGE_FILE, LARGE_SIZE};
-use crate::{given, rootfs};
+use crate::{data, given, rootfs};
+
+/// The system that lazyroot is compared with.
+const CEILING: &str = "composefs";
 
 const IMAGE: &str = "bench";
 /// Cold and warm samples of every workload on every system.
@@ -37,6 +40,7 @@ pub fn run(work: &Path, report: &mut Report) -> Result<()> {
     };
     let image = store.resolve(&image.id.to_string())?;
     let bench = Bench::new(work, store, image)?;
+    workloads::ALL.iter().for_each(|workload| report.compare(workload.name, CEILING));
     for round in 0..SAMPLES {
         for (number, workload) in workloads::ALL.iter().enumerate() {
             // Alternates who goes first, so that neither profits from a machine that warms up or slows down.
@@ -66,15 +70,7 @@ fn import(work: &Path) -> Result<Image> {
         let status = Command::new("cp").arg("-a").arg(rootfs()).arg(&tree).status()?;
         ensure!(status.success(), "cannot copy the root");
         fs::create_dir(tree.join("bench"))?;
-        let mut file = File::create(tree.join(LARGE_FILE))?;
-        // Every block different, as in real data.
-        for block in 0..LARGE_SIZE / 4096 {
-            let mut data = [0u8; 4096];
-            data.chunks_exact_mut(8).enumerate().for_each(|(i, word)| {
-                word.copy_from_slice(&(block * 512 + i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-            });
-            file.write_all(&data)?;
-        }
+        data::write_unique(&tree.join(LARGE_FILE), LARGE_SIZE, 0)?;
     }
     let source = format!("dir:{}", tree.display());
     let lazyroot = given("LAZYROOT_TEST_BIN");

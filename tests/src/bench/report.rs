@@ -6,9 +6,6 @@ use std::path::Path;
 
 use anyhow::Result;
 
-/// The system that others are compared with.
-pub const CEILING: &str = "composefs";
-
 /// What was measured: one cell of the table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cell {
@@ -25,13 +22,15 @@ struct Samples {
     seconds: Vec<f64>,
     bytes_fetched: Option<u64>,
     requests: Option<u64>,
-    note: String,
+    notes: Vec<String>,
 }
 
 /// All cells of a run.
 #[derive(Default)]
 pub struct Report {
     cells: BTreeMap<Cell, Samples>,
+    /// By workload, the system that others are compared with.
+    ceilings: BTreeMap<String, String>,
 }
 
 #[derive(serde::Serialize)]
@@ -43,10 +42,11 @@ struct Row<'a> {
     median: f64,
     p95: f64,
     unit: &'static str,
+    ceiling: Option<&'a str>,
     ratio_to_ceiling: Option<f64>,
     bytes_fetched: Option<u64>,
     requests: Option<u64>,
-    note: &'a str,
+    note: String,
 }
 
 /// The value that `share` (0 to 1) of the sorted samples do not exceed.
@@ -65,9 +65,17 @@ impl Report {
         }
     }
 
-    /// A remark on a cell.
-    pub fn note(&mut self, cell: Cell, note: &str) {
-        self.cells.entry(cell).or_default().note = note.into();
+    /// Adds a remark to a cell; the same again changes nothing.
+    pub fn note(&mut self, cell: &Cell, note: &str) {
+        let notes = &mut self.cells.entry(cell.clone()).or_default().notes;
+        if !notes.iter().any(|known| known == note) {
+            notes.push(note.into());
+        }
+    }
+
+    /// Names the system that the others' medians are divided by in this workload.
+    pub fn compare(&mut self, workload: &str, ceiling: &str) {
+        self.ceilings.insert(workload.into(), ceiling.into());
     }
 
     fn median(&self, cell: &Cell) -> Option<f64> {
@@ -76,50 +84,47 @@ impl Report {
         (!seconds.is_empty()).then(|| quantile(&seconds, 0.5))
     }
 
-    fn rows(&self) -> Vec<Row<'_>> {
-        let row = |(cell, samples): (&'_ Cell, &'_ Samples)| {
+    fn rows<'a>(&'a self) -> Vec<Row<'a>> {
+        let row = |cell: &'a Cell, samples: &'a Samples| {
             let mut seconds = samples.seconds.clone();
             seconds.sort_by(f64::total_cmp);
-            let ceiling = self.median(&Cell { system: CEILING.into(), ..cell.clone() });
             let median = self.median(cell)?;
-            Some((cell.clone(), seconds, ceiling, median))
-        };
-        self.cells
-            .iter()
-            .filter_map(|(cell, samples)| {
-                let (_, seconds, ceiling, median) = row((cell, samples))?;
-                Some(Row {
-                    workload: &cell.workload,
-                    cache: cell.cache,
-                    system: &cell.system,
-                    samples: seconds.len(),
-                    median,
-                    p95: quantile(&seconds, 0.95),
-                    unit: "s",
-                    ratio_to_ceiling: ceiling.map(|ceiling| median / ceiling),
-                    bytes_fetched: samples.bytes_fetched,
-                    requests: samples.requests,
-                    note: &samples.note,
-                })
+            let ceiling = self.ceilings.get(&cell.workload).map(String::as_str);
+            let divisor = ceiling.and_then(|system| self.median(&Cell { system: system.into(), ..cell.clone() }));
+            Some(Row {
+                workload: &cell.workload,
+                cache: cell.cache,
+                system: &cell.system,
+                samples: seconds.len(),
+                median,
+                p95: quantile(&seconds, 0.95),
+                unit: "s",
+                ceiling,
+                ratio_to_ceiling: divisor.map(|divisor| median / divisor),
+                bytes_fetched: samples.bytes_fetched,
+                requests: samples.requests,
+                note: samples.notes.join("; "),
             })
-            .collect()
+        };
+        self.cells.iter().filter_map(|(cell, samples)| row(cell, samples)).collect()
     }
 
     /// The table in Markdown.
     pub fn table(&self) -> String {
         let mut table = String::from(
-            "| workload | cache | system | median | p95 | ratio to ceiling | bytes fetched | requests |\n\
-             |---|---|---|---:|---:|---:|---:|---:|\n",
+            "| workload | cache | system | median | p95 | ratio to ceiling | bytes fetched | requests | note |\n\
+             |---|---|---|---:|---:|---:|---:|---:|---|\n",
         );
         let optional = |value: Option<u64>| value.map_or_else(String::new, |value| value.to_string());
         for row in self.rows() {
             let ratio = row.ratio_to_ceiling.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
             let (median, p95) = (row.median * 1e3, row.p95 * 1e3);
             let (bytes, requests) = (optional(row.bytes_fetched), optional(row.requests));
-            let (workload, cache, system) = (row.workload, row.cache, row.system);
+            let (workload, cache, system, note) = (row.workload, row.cache, row.system, row.note);
             writeln!(
                 table,
-                "| {workload} | {cache} | {system} | {median:.1} ms | {p95:.1} ms | {ratio} | {bytes} | {requests} |"
+                "| {workload} | {cache} | {system} | {median:.1} ms | {p95:.1} ms | {ratio} | {bytes} | {requests} \
+                 | {note} |"
             )
             .expect("writing to a String cannot fail");
         }
