@@ -164,7 +164,7 @@ impl Drop for Composefs<'_> {
 struct Lazy<'a> {
     bench: &'a Bench,
     server: Arc<Server>,
-    task: tokio::task::JoinHandle<std::io::Result<()>>,
+    task: tokio::task::JoinHandle<()>,
     child: Child,
 }
 
