@@ -63,11 +63,13 @@ pub fn run(args: &MountArgs, context: &Context) -> Result<ExitCode> {
     let image = store.resolve(&args.image)?;
     match (args.foreground, std::env::var_os(BACKGROUND)) {
         (false, None) => background()?,
-        (true, _) => serve_mount(args, context, &store, &image, &dir, || Ok(()))?,
+        (true, _) => serve_mount(args, context, &store, &image, &dir)?.wait()?,
         (false, Some(_)) => {
             // A session of its own: the terminal's Ctrl-C and hang-up are not for a mount in the background.
             let _ = rustix::process::setsid();
-            serve_mount(args, context, &store, &image, &dir, detach)?;
+            let mount = serve_mount(args, context, &store, &image, &dir)?;
+            detach()?;
+            mount.wait()?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -92,15 +94,25 @@ fn background() -> Result<()> {
     bail!("{}", words.trim_end().trim_start_matches("lazyroot: "))
 }
 
-/// Mounts, says so on standard output, calls `mounted`, and serves the mount until it is unmounted.
-fn serve_mount(
-    args: &MountArgs,
-    context: &Context,
-    store: &Store,
-    image: &Image,
-    dir: &Path,
-    mounted: impl FnOnce() -> Result<()>,
-) -> Result<()> {
+/// A mount and all that serves it.
+struct ServedMount {
+    mount: Mounted,
+    runtime: tokio::runtime::Runtime,
+    /// Holds the server's socket.
+    _private: tempfile::TempDir,
+}
+
+impl ServedMount {
+    /// Waits until the image is unmounted.
+    fn wait(self) -> Result<()> {
+        self.mount.wait().context("the mount's data layer ended")?;
+        self.runtime.shutdown_background();
+        Ok(())
+    }
+}
+
+/// Mounts, and says so on standard output.
+fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image, dir: &Path) -> Result<ServedMount> {
     let private = tempfile::Builder::new().prefix("").tempdir_in(context.home.runtime_dir("mount")?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let address = match &args.connect {
@@ -118,13 +130,14 @@ fn serve_mount(
     };
     let mount = mount_image(address, image, dir, private.path(), args.read_write)?;
     runtime.spawn(unmount_on_signal(dir.to_owned()));
-    // Nobody may be listening, in which case nobody minds.
+    // From here on we outlive whoever started us. They are waiting for the word: if they are gone, so is the mount.
+    rustix::process::set_parent_process_death_signal(None)?;
     let mut stdout = std::io::stdout();
-    let _ = writeln!(stdout, "{READY}").and_then(|()| stdout.flush());
-    mounted()?;
-    mount.wait().context("the mount's data layer ended")?;
-    runtime.shutdown_background();
-    Ok(())
+    if let Err(error) = writeln!(stdout, "{READY}").and_then(|()| stdout.flush()) {
+        let _ = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH);
+        bail!("nobody waits for the mount any more: {error}");
+    }
+    Ok(ServedMount { mount, runtime, _private: private })
 }
 
 fn mount_image(address: Address, image: &Image, dir: &Path, private: &Path, read_write: bool) -> Result<Mounted> {
@@ -136,9 +149,8 @@ fn mount_image(address: Address, image: &Image, dir: &Path, private: &Path, read
     mount::mount(Arc::new(link), trust, dir, &workdir, upper)
 }
 
-/// Lets go of whoever started us: of their life, their folder, and their pipes, whose end they may wait for.
+/// Lets go of whoever started us: of their folder, and of their pipes, whose end they may wait for.
 fn detach() -> Result<()> {
-    rustix::process::set_parent_process_death_signal(None)?;
     std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
