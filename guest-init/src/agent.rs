@@ -149,9 +149,7 @@ fn run_program(mut frames: FrameReader, root: &OwnedFd) -> io::Result<()> {
     thread::spawn(move || listen(&mut frames, &input, &listener, terminal));
 
     // Waits without reaping: until the group is closed, its number must stay taken.
-    while let Err(rustix::io::Errno::INTR) = waitid(WaitId::Pid(leader), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
-    {
-    }
+    rustix::io::retry_on_intr(|| waitid(WaitId::Pid(leader), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT))?;
     group.close();
     let status = program.child.wait()?;
     drop(running);
@@ -322,6 +320,7 @@ mod tests {
     use super::*;
     use rustix::pipe::{PipeFlags, pipe_with};
     use std::cell::Cell;
+    use std::os::unix::process::CommandExt;
 
     /// What `pump` sends of what `write` leaves in a pipe by a program that has ended, in bytes.
     fn pumped(write: impl FnOnce(File)) -> usize {
@@ -342,14 +341,12 @@ mod tests {
     fn what_an_ended_program_wrote_is_sent_and_what_a_child_goes_on_writing_is_not_waited_for() {
         let full = vec![b'y'; PIPE_CAPACITY];
         assert_eq!(pumped(|mut pipe| pipe.write_all(&full).unwrap()), full.len());
-        // A child of the program holds the pipe, and writes nothing.
-        assert_eq!(
-            pumped(|mut pipe| {
-                pipe.write_all(b"y\n").unwrap();
-                std::mem::forget(pipe);
-            }),
-            2
-        );
+        let sent = pumped(|mut pipe| {
+            pipe.write_all(b"y\n").unwrap();
+            // A child of the program holds the pipe, and writes nothing.
+            std::mem::forget(pipe);
+        });
+        assert_eq!(sent, 2);
         let sent = pumped(|mut pipe| {
             thread::spawn(move || while pipe.write_all(&full).is_ok() {});
         });
@@ -358,8 +355,7 @@ mod tests {
 
     #[test]
     fn a_closed_group_gets_no_signal() {
-        let mut child =
-            std::os::unix::process::CommandExt::process_group(Command::new("sleep").arg("60"), 0).spawn().unwrap();
+        let mut child = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
         let group = Group(Arc::new(Mutex::new(Some(Pid::from_child(&child)))));
         let clone = group.clone();
         group.close();

@@ -29,6 +29,7 @@ use lazyroot_proto::frame::{
     ErrorCode, EventKind, FrameError, FromHost, HEADER, Header, Hello, MAX_GUEST_WRITE, MAX_READ, Metadata, Request,
     Role, kind,
 };
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 /// How long one request may take, reconnects included, before it fails: long enough for a host that restarts or
 /// wakes from sleep, short enough that a program sees EIO rather than hangs for ever.
@@ -347,9 +348,7 @@ impl Link {
     fn open_session(&self) -> Result<(FrameReader, Sizes), SessionError> {
         let unreachable = |_| SessionError::Unreachable;
         let stream = Arc::new(dial(&self.address).map_err(unreachable)?);
-        let timeout = rustix::net::sockopt::Timeout::Recv;
-        rustix::net::sockopt::set_socket_timeout(&stream, timeout, Some(HEARTBEAT))
-            .map_err(|_| SessionError::Unreachable)?;
+        set_socket_timeout(&stream, Timeout::Recv, Some(HEARTBEAT)).map_err(|error| unreachable(error.into()))?;
         let hello = Request::Hello(Hello { role: self.role.clone() });
         write_capped(&*stream, &hello.encode(0)).map_err(unreachable)?;
         let mut reader = FrameReader::new(stream);
