@@ -14,7 +14,8 @@ use anyhow::{Context, Result, bail};
 use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, ToGuest, ToHost, Window};
 use lazyroot_proto::frame::{FromHost, Hello, Request, Role};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::pipe::fcntl_getpipe_size;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -25,6 +26,9 @@ use crate::users;
 
 /// Pause before the control connection is opened again after it broke.
 const RECONNECT: Duration = Duration::from_millis(200);
+
+/// What a pipe holds unless a program asks for more, in bytes (pipe(7)); a terminal holds no more.
+const PIPE_CAPACITY: usize = 64 << 10;
 
 /// The host's hand in the guest.
 pub struct Agent {
@@ -50,11 +54,7 @@ impl Agent {
     fn control(&self) -> io::Result<()> {
         let mut frames = self.open(Role::Control)?;
         loop {
-            let (header, payload) = match frames.read_frame() {
-                Ok(frame) => frame,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => continue,
-                Err(error) => return Err(error),
-            };
+            let (header, payload) = frames.read_frame()?;
             match FromHost::decode(header.kind, &payload).map_err(io::Error::other)? {
                 FromHost::OpenStream(number) => {
                     let frames = self.open(Role::Stream(number))?;
@@ -102,13 +102,8 @@ struct Program {
 }
 
 fn next_message(frames: &mut FrameReader) -> io::Result<ToGuest> {
-    loop {
-        match frames.read_frame() {
-            Ok((header, payload)) => return ToGuest::decode(header.kind, &payload).map_err(io::Error::other),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => (),
-            Err(error) => return Err(error),
-        }
-    }
+    let (header, payload) = frames.read_frame()?;
+    ToGuest::decode(header.kind, &payload).map_err(io::Error::other)
 }
 
 fn run_program(mut frames: FrameReader, root: &OwnedFd) -> io::Result<()> {
@@ -125,8 +120,13 @@ fn run_program(mut frames: FrameReader, root: &OwnedFd) -> io::Result<()> {
             return host.send(&ToHost::Failed(why, format!("{error:#}")));
         }
     };
-    host.send(&ToHost::Started)?;
-    let group = Pid::from_child(&program.child);
+    let leader = Pid::from_child(&program.child);
+    let group = Group(Arc::new(Mutex::new(Some(leader))));
+    if let Err(error) = host.send(&ToHost::Started) {
+        group.kill(Signal::KILL);
+        program.child.wait()?;
+        return Err(error);
+    }
     // Its end tells the pumps that no more output need be waited for.
     let (ended, running) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let ended = Arc::new(ended);
@@ -145,8 +145,12 @@ fn run_program(mut frames: FrameReader, root: &OwnedFd) -> io::Result<()> {
     thread::spawn(move || feed(stdin, &queue, &feeder));
     let terminal = program.terminal;
     // Not joined either: it ends with the stream, or with this process.
-    thread::spawn(move || listen(&mut frames, &input, group, terminal));
+    let listener = group.clone();
+    thread::spawn(move || listen(&mut frames, &input, &listener, terminal));
 
+    // Waits without reaping: until the group is closed, its number must stay taken.
+    rustix::io::retry_on_intr(|| waitid(WaitId::Pid(leader), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT))?;
+    group.close();
     let status = program.child.wait()?;
     drop(running);
     for pump in pumps {
@@ -160,8 +164,26 @@ fn run_program(mut frames: FrameReader, root: &OwnedFd) -> io::Result<()> {
     host.send(&ToHost::Exit(exit))
 }
 
+/// A program's process group, by its leader's number until that may be another program's.
+#[derive(Clone)]
+struct Group(Arc<Mutex<Option<Pid>>>);
+
+impl Group {
+    fn kill(&self, signal: Signal) {
+        if let Some(leader) = *self.0.lock().expect("no panic under the lock") {
+            // Fails if all have ended just now.
+            let _ = kill_process_group(leader, signal);
+        }
+    }
+
+    /// Sends no more signals: the leader is about to be reaped.
+    fn close(&self) {
+        *self.0.lock().expect("no panic under the lock") = None;
+    }
+}
+
 /// What the host sends while the program runs.
-fn listen(frames: &mut FrameReader, input: &Sender<Vec<u8>>, group: Pid, terminal: Option<File>) {
+fn listen(frames: &mut FrameReader, input: &Sender<Vec<u8>>, group: &Group, terminal: Option<File>) {
     while let Ok(message) = next_message(frames) {
         match message {
             ToGuest::Stdin(data) => {
@@ -170,7 +192,7 @@ fn listen(frames: &mut FrameReader, input: &Sender<Vec<u8>>, group: Pid, termina
             }
             ToGuest::Signal(number) => {
                 if let Some(signal) = Signal::from_named_raw(number.into()) {
-                    let _ = kill_process_group(group, signal);
+                    group.kill(signal);
                 }
             }
             ToGuest::Window(window) => {
@@ -182,7 +204,7 @@ fn listen(frames: &mut FrameReader, input: &Sender<Vec<u8>>, group: Pid, termina
         }
     }
     // The host is gone: so is whoever wanted the program.
-    let _ = kill_process_group(group, Signal::HUP);
+    group.kill(Signal::HUP);
 }
 
 /// Writes the program's input and grants the host as much again.
@@ -197,35 +219,42 @@ fn feed(mut stdin: File, queue: &Receiver<Vec<u8>>, host: &Host) {
     }
 }
 
-/// Sends output on until its end, or until the program has ended and nothing more is there.
+/// Sends output on until its end, or until the program has ended and what it had written is sent. A child that it
+/// left behind may go on writing for ever: that is not waited for.
 fn pump(mut output: File, ended: &OwnedFd, send: impl Fn(Vec<u8>) -> io::Result<()>) -> io::Result<()> {
     let mut buffer = [0; MAX_CHUNK];
-    let mut running = true;
-    loop {
+    // Once the program has ended: how much of its output can still be there.
+    let mut left = None;
+    while left != Some(0) {
         let mut fds = vec![PollFd::new(&output, PollFlags::IN)];
-        if running {
+        if left.is_none() {
             fds.push(PollFd::new(ended, PollFlags::IN));
         }
         let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, if running { None } else { Some(&at_once) })?;
+        poll(&mut fds, left.map(|_| &at_once))?;
         let (readable, over) = (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|end| !end.revents().is_empty()));
         drop(fds);
-        running &= !over;
+        if over {
+            // Looks again: output may have been written just before the end.
+            left = Some(fcntl_getpipe_size(&output).unwrap_or(PIPE_CAPACITY));
+            continue;
+        }
         if !readable {
-            // After the end comes one more look: output may have been written just before it.
-            if running || over {
-                continue;
-            }
             return Ok(());
         }
-        match output.read(&mut buffer) {
+        let most = left.map_or(MAX_CHUNK, |left| left.min(MAX_CHUNK));
+        match output.read(&mut buffer[..most]) {
             Ok(0) => return Ok(()),
-            Ok(len) => send(buffer[..len].to_vec())?,
+            Ok(len) => {
+                send(buffer[..len].to_vec())?;
+                left = left.map(|left| left - len);
+            }
             // How a terminal says that its last user is gone.
             Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(()),
             Err(error) => return Err(error),
         }
     }
+    Ok(())
 }
 
 fn start(exec: &Exec, root: &OwnedFd) -> Result<Program> {
@@ -284,4 +313,55 @@ fn start(exec: &Exec, root: &OwnedFd) -> Result<Program> {
 
 fn winsize(window: Window) -> Winsize {
     Winsize { ws_row: window.rows, ws_col: window.columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use std::cell::Cell;
+    use std::os::unix::process::CommandExt;
+
+    /// What `pump` sends of what `write` leaves in a pipe by a program that has ended, in bytes.
+    fn pumped(write: impl FnOnce(File)) -> usize {
+        let (output, input) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (ended, running) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        drop(running);
+        write(input.into());
+        let sent = Cell::new(0);
+        let send = |data: Vec<u8>| {
+            sent.set(sent.get() + data.len());
+            Ok(())
+        };
+        pump(output.into(), &ended, send).unwrap();
+        sent.get()
+    }
+
+    #[test]
+    fn what_an_ended_program_wrote_is_sent_and_what_a_child_goes_on_writing_is_not_waited_for() {
+        let full = vec![b'y'; PIPE_CAPACITY];
+        assert_eq!(pumped(|mut pipe| pipe.write_all(&full).unwrap()), full.len());
+        let sent = pumped(|mut pipe| {
+            pipe.write_all(b"y\n").unwrap();
+            // A child of the program holds the pipe, and writes nothing.
+            std::mem::forget(pipe);
+        });
+        assert_eq!(sent, 2);
+        let sent = pumped(|mut pipe| {
+            thread::spawn(move || while pipe.write_all(&full).is_ok() {});
+        });
+        assert!(sent <= PIPE_CAPACITY, "{sent} bytes");
+    }
+
+    #[test]
+    fn a_closed_group_gets_no_signal() {
+        let mut child = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        let group = Group(Arc::new(Mutex::new(Some(Pid::from_child(&child)))));
+        let clone = group.clone();
+        group.close();
+        clone.kill(Signal::KILL);
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

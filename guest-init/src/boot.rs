@@ -4,23 +4,21 @@
 //! Its `argv[0]` starts with `@`, the sign by which systemd spares root-storage daemons at shutdown.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use lazyroot_proto::boot::{INITS, PROBE_MARKER};
 use rustix::mount::{MountFlags, mount_move};
-use rustix::process::WaitOptions;
+use rustix::process::{Pid, WaitOptions};
 use rustix::system::RebootCommand;
 
 use crate::clock::monotonic_now;
 use crate::cmdline::{Instructions, Mode};
 use crate::sys;
-
-/// What the host's probe looks for on the console.
-pub const PROBE_MARKER: &str = "lazyroot: probe ok";
 
 /// The data plane's `argv[0]`.
 pub const DAEMON_NAME: &str = "@lazyroot";
@@ -33,9 +31,6 @@ pub const SYSROOT: &str = "/sysroot";
 
 /// Time for the host to read the last words before the machine is gone.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// Programs that an image may bring as its init, in the order in which the kernel and distributions try them.
-const INITS: &[&str] = &["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init", "/bin/init"];
 
 /// Boots; never returns.
 pub fn main() -> ! {
@@ -74,7 +69,7 @@ fn boot() -> Result<std::convert::Infallible> {
     let mut daemon = Command::new("/proc/self/exe")
         .arg0(DAEMON_NAME)
         .arg(started.to_string())
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the data plane")?;
@@ -85,9 +80,13 @@ fn boot() -> Result<std::convert::Infallible> {
         bail!("the image's root could not be mounted");
     }
     switch_root(boot.mode)?;
+    // A byte, not just the pipe's end, which would come of a failure here too.
+    let mut go = daemon.stdin.take().expect("standard input is a pipe");
+    go.write_all(b"\n").context("the process behind the image's root is gone")?;
+    drop(go);
     match boot.mode {
         Mode::Init => exec_init(),
-        Mode::Agent => reap_for_ever(),
+        Mode::Agent => reap_for_ever(Pid::from_child(&daemon)),
     }
 }
 
@@ -160,14 +159,14 @@ fn exec_init() -> Result<std::convert::Infallible> {
     bail!("the image has no init ({}): run a command in it instead", INITS.join(", "))
 }
 
-/// PID 1's one duty when there is no init: the children of the dead.
-fn reap_for_ever() -> ! {
+/// PID 1's one duty when there is no init: the children of the dead. Without the daemon there is no root: that
+/// ends the machine, whoever else still runs.
+fn reap_for_ever(daemon: Pid) -> ! {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
-            Ok(_) => (),
-            // No child: the daemon is gone, and with it the root.
+            Ok(Some((child, _))) if child == daemon => power_off(),
             Err(rustix::io::Errno::CHILD) => power_off(),
-            Err(_) => (),
+            Ok(_) | Err(_) => (),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The process behind a VM's root: it mounts the image, answers the kernel, and runs what the host asks for.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::frame::EventKind;
 use rustix::fs::{Mode, OFlags};
+use rustix::mm::{MlockAllFlags, mlockall};
 
 use crate::agent::Agent;
 use crate::boot::{DAEMON_READY, SYSROOT};
@@ -24,6 +25,10 @@ use crate::mount::{self, Upper};
 pub fn main(started: u64) -> Result<()> {
     // Killing the process behind the root would leave nothing that works. Best effort: not every kernel has it.
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+    // To page this process in may take this process, so none of it may be swapped out. Only what is touched is
+    // locked: stacks and the FUSE session's buffers of 16 MiB a thread stay as small as what they are used for.
+    // Programs do not inherit the lock. Best effort: an image without swap does not need it.
+    let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT);
     let cmdline = fs::read_to_string("/proc/cmdline").context("cannot read the kernel command line")?;
     let Instructions::Boot(boot) = Instructions::parse(&cmdline)? else { bail!("a probe boots no image") };
     let address = Address::Vsock(boot.port);
@@ -46,8 +51,12 @@ pub fn main(started: u64) -> Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{DAEMON_READY}")?;
     stdout.flush()?;
-    let agent = Agent::new(address, root);
-    std::thread::Builder::new().name("agent".into()).spawn(move || agent.run())?;
+    // A byte says that the image is PID 1's root, with /dev and /proc in it, which programs need. The end without
+    // one says that this failed: PID 1 is about to power off, and needs the root until then.
+    if std::io::stdin().read_exact(&mut [0]).is_ok() {
+        let agent = Agent::new(address, root);
+        std::thread::Builder::new().name("agent".into()).spawn(move || agent.run())?;
+    }
     mounted.wait().context("the root's data layer ended")
 }
 

@@ -14,7 +14,7 @@ use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
     OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
-use lazyroot_proto::ObjectId;
+use lazyroot_proto::{ObjectId, ObjectIndex};
 
 use crate::objects::Objects;
 
@@ -82,16 +82,23 @@ impl DataFs {
             flags: 0,
         })
     }
+}
 
-    fn child(&self, parent: u64, name: &[u8]) -> Option<u64> {
-        if parent == ROOT {
-            let name = std::str::from_utf8(name).ok().filter(|name| name.len() == 2)?;
-            return Some(FIRST_DIR + u64::from(u8::from_str_radix(name, 16).ok()?));
-        }
-        let dir = u8::try_from(parent.checked_sub(FIRST_DIR)?).ok()?;
-        let id = ObjectId::from_object_path(dir, name)?;
-        Some(FIRST_OBJECT + u64::from(self.objects.index().position(&id)?))
+/// The inode of `name` in the directory `parent`.
+///
+/// # Errors
+/// EIO for an object that is not in the index: the manifest names it, so the image is damaged, and ENOENT would
+/// make programs believe that the file does not exist. ENOENT for a name that no object has.
+fn child(index: &ObjectIndex, parent: u64, name: &[u8]) -> Result<u64, Errno> {
+    if parent == ROOT {
+        let byte = std::str::from_utf8(name).ok().filter(|name| name.len() == 2);
+        let byte = byte.and_then(|name| u8::from_str_radix(name, 16).ok()).ok_or(Errno::ENOENT)?;
+        return Ok(FIRST_DIR + u64::from(byte));
     }
+    let dir = parent.checked_sub(FIRST_DIR).and_then(|byte| u8::try_from(byte).ok());
+    let id = dir.and_then(|dir| ObjectId::from_object_path(dir, name)).ok_or(Errno::ENOENT)?;
+    let position = index.position(&id).ok_or(Errno::EIO)?;
+    Ok(FIRST_OBJECT + u64::from(position))
 }
 
 impl Filesystem for DataFs {
@@ -106,10 +113,10 @@ impl Filesystem for DataFs {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let attr = self.child(parent.0, name.as_bytes()).and_then(|ino| self.attr(ino));
-        match attr {
-            Some(attr) => reply.entry(&FOREVER, &attr, Generation(0)),
-            None => reply.error(Errno::ENOENT),
+        let ino = child(self.objects.index(), parent.0, name.as_bytes());
+        match ino.and_then(|ino| self.attr(ino).ok_or(Errno::EIO)) {
+            Ok(attr) => reply.entry(&FOREVER, &attr, Generation(0)),
+            Err(error) => reply.error(error),
         }
     }
 
@@ -142,6 +149,29 @@ impl Filesystem for DataFs {
             // Never ENOENT, never short: the kernel would show a file that is missing or full of zeros.
             Some(Err(_)) => reply.error(Errno::EIO),
             None => reply.error(Errno::EISDIR),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lazyroot_proto::{Algorithm, verity};
+
+    #[test]
+    fn an_object_missing_from_the_index_is_an_error_and_not_a_missing_file() {
+        let id = |data: &[u8]| verity::digest(Algorithm::Sha256, data);
+        let index = ObjectIndex::new(Algorithm::Sha256, vec![(id(b"here"), 4)]).unwrap();
+        let lookup = |id: ObjectId| {
+            let path = id.object_path();
+            let (dir, name) = path.split_once('/').unwrap();
+            child(&index, child(&index, ROOT, dir.as_bytes())?, name.as_bytes())
+        };
+        let code = |result: Result<u64, Errno>| result.map_err(i32::from);
+        assert_eq!(code(lookup(id(b"here"))), Ok(FIRST_OBJECT));
+        assert_eq!(code(lookup(id(b"gone"))), Err(libc::EIO));
+        for (parent, name) in [(ROOT, "zz"), (ROOT, "abc"), (FIRST_DIR, "abc"), (FIRST_OBJECT, "ab")] {
+            assert_eq!(code(child(&index, parent, name.as_bytes())), Err(libc::ENOENT), "{parent} {name}");
         }
     }
 }

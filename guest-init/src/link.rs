@@ -10,7 +10,8 @@
 //! # When the host goes away
 //!
 //! Objects never change, so every request can be asked again. A connection that breaks, or stays silent after
-//! a ping, is replaced, and every request that waits is sent anew. A request gives up at its deadline.
+//! a ping, is replaced, and every request that waits is sent anew. A request gives up at its deadline. The
+//! kernel then asks again, page by page, so requests right after an outage of that length try once and fail fast.
 //! Nothing is done for an idle connection: it costs no wake-ups, and the next request finds out.
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ use lazyroot_proto::frame::{
     ErrorCode, EventKind, FrameError, FromHost, HEADER, Header, Hello, MAX_GUEST_WRITE, MAX_READ, Metadata, Request,
     Role, kind,
 };
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 /// How long one request may take, reconnects included, before it fails: long enough for a host that restarts or
 /// wakes from sleep, short enough that a program sees EIO rather than hangs for ever.
@@ -39,6 +41,11 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Pause between attempts to connect: the host's socket may appear only once the VM runs.
 const RETRY: Duration = Duration::from_millis(50);
+
+/// Time after an outage in which requests make one attempt to connect instead of waiting again: longer than the
+/// kernel takes between its attempts to read a page, and than one attempt may take with a silent proxy. A program
+/// that tries again later gets the whole deadline.
+const FAIL_FAST: Duration = Duration::from_secs(10);
 
 /// Receive buffer for headers and small replies: a full one saves system calls, a larger one only memory.
 const BUFFER: usize = 64 << 10;
@@ -57,7 +64,7 @@ pub enum Address {
 }
 
 /// Why a request failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum LinkError {
     /// The host answered with an error.
     #[error("{message}")]
@@ -107,6 +114,8 @@ struct Calls {
     next_tag: u64,
     waiting: HashMap<u64, Call>,
     sizes: Option<Sizes>,
+    /// Until when requests fail fast; renewed by each that does, cleared by a connection.
+    unreachable_until: Option<Instant>,
 }
 
 struct Call {
@@ -298,6 +307,9 @@ impl Link {
     fn reconnect(&self, reader: &mut Option<FrameReader>, deadline: Instant) -> Result<(), LinkError> {
         *reader = None;
         *lock(&self.writer) = None;
+        let started = Instant::now();
+        let unreachable = lock(&self.calls).unreachable_until.is_some_and(|until| started < until);
+        let deadline = if unreachable { started } else { deadline };
         loop {
             match self.open_session() {
                 Ok((fresh, sizes)) => {
@@ -306,6 +318,7 @@ impl Link {
                     let mut writer = lock(&self.writer);
                     let mut calls = lock(&self.calls);
                     calls.sizes = Some(sizes);
+                    calls.unreachable_until = None;
                     let replayed = calls
                         .waiting
                         .values()
@@ -320,7 +333,12 @@ impl Link {
                 Err(SessionError::Refused(error)) => return Err(error),
                 Err(SessionError::Unreachable) => (),
             }
-            if Instant::now() + RETRY >= deadline {
+            let now = Instant::now();
+            if now + RETRY >= deadline {
+                // Not after a short try at a request's end, which says little about the next one's chances.
+                if unreachable || now - started >= self.deadline / 2 {
+                    lock(&self.calls).unreachable_until = Some(now + FAIL_FAST);
+                }
                 return Err(LinkError::Deadline(self.deadline));
             }
             thread::sleep(RETRY);
@@ -330,6 +348,7 @@ impl Link {
     fn open_session(&self) -> Result<(FrameReader, Sizes), SessionError> {
         let unreachable = |_| SessionError::Unreachable;
         let stream = Arc::new(dial(&self.address).map_err(unreachable)?);
+        set_socket_timeout(&stream, Timeout::Recv, Some(HEARTBEAT)).map_err(|error| unreachable(error.into()))?;
         let hello = Request::Hello(Hello { role: self.role.clone() });
         write_capped(&*stream, &hello.encode(0)).map_err(unreachable)?;
         let mut reader = FrameReader::new(stream);
@@ -357,9 +376,9 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-/// Connects, with the time-outs and buffers that the link relies on.
+/// Connects, with the receive window that our streams need. Reads wait for ever.
 pub fn dial(address: &Address) -> io::Result<File> {
-    let fd: OwnedFd = match address {
+    let stream: OwnedFd = match address {
         Address::Unix(path) => UnixStream::connect(path)?.into(),
         Address::Vsock(port) => {
             let stream = vsock::VsockStream::connect_with_cid_port(vsock::VMADDR_CID_HOST, *port)?;
@@ -367,8 +386,7 @@ pub fn dial(address: &Address) -> io::Result<File> {
             stream.into()
         }
     };
-    rustix::net::sockopt::set_socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv, Some(HEARTBEAT))?;
-    Ok(File::from(fd))
+    Ok(File::from(stream))
 }
 
 /// Writes all of `data` in pieces of at most [`MAX_GUEST_WRITE`] bytes (see there why).
@@ -407,7 +425,11 @@ impl FrameReader {
         let header = self.buffer[self.start..][..HEADER].try_into().expect("HEADER bytes");
         let header = Header::decode(header).map_err(io::Error::other)?;
         self.start += HEADER;
-        let len = header.len as usize;
+        let payload = self.read_payload(header.len as usize).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        Ok((header, payload))
+    }
+
+    fn read_payload(&mut self, len: usize) -> io::Result<Vec<u8>> {
         let mut payload = Vec::with_capacity(len);
         let buffered = len.min(self.end - self.start);
         payload.extend_from_slice(&self.buffer[self.start..][..buffered]);
@@ -422,7 +444,7 @@ impl FrameReader {
             payload.extend_from_slice(&self.buffer[self.start..][..take]);
             self.start += take;
         }
-        Ok((header, payload))
+        Ok(payload)
     }
 
     /// Reads more, at least one byte.
@@ -562,6 +584,54 @@ mod tests {
         assert!(matches!(link.read(id(1), 0, 4), Err(LinkError::Deadline(_))));
         drop(link);
         host.join().unwrap();
+    }
+
+    #[test]
+    fn silence_inside_a_frame_is_final_and_before_one_is_not() {
+        for len in [100, 2 * BUFFER] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            ours.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            let mut reader = FrameReader::new(Arc::new(File::from(OwnedFd::from(ours))));
+            assert!(is_timeout(&reader.read_frame().unwrap_err()));
+            let frame = FromHost::Data(&vec![0; len]).encode(1);
+            theirs.write_all(&frame[..HEADER + len / 2]).unwrap();
+            assert_eq!(reader.read_frame().unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn after_an_outage_of_a_whole_deadline_requests_fail_fast_until_the_host_is_back() {
+        const DEADLINE: Duration = Duration::from_secs(1);
+        let mut server = server();
+        let address = server.address.clone();
+        let Address::Unix(path) = &address else { panic!("a unix socket") };
+        let link = thread::scope(|scope| {
+            let link = scope.spawn(|| Link::connect(address.clone(), id(0), DEADLINE).unwrap());
+            drop(server.accept());
+            link.join().unwrap()
+        });
+        // From here on nobody accepts.
+        std::fs::remove_file(path).unwrap();
+        let wait = |link: &Link| {
+            let started = Instant::now();
+            assert!(matches!(link.read(id(1), 0, 4), Err(LinkError::Deadline(_))));
+            started.elapsed()
+        };
+        assert!(wait(&link) > DEADLINE / 2, "the first request waits for the host");
+        assert!(wait(&link) < DEADLINE / 2, "the next does not");
+        assert!(wait(&link) < DEADLINE / 2, "nor the one after");
+
+        server.listener = UnixListener::bind(path).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut reader = server.accept();
+                let (header, _) = reader.read_frame().unwrap();
+                reply(&reader, header.tag, &FromHost::Data(b"abcd"));
+            });
+            assert_eq!(link.read(id(1), 0, 4).unwrap(), b"abcd");
+        });
+        std::fs::remove_file(path).unwrap();
+        assert!(wait(&link) > DEADLINE / 2, "a new outage is waited for again");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! come first (32 or 64 bytes for every 4 KiB, checked against the digest), and then just the ranges asked for.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use lazyroot_proto::frame::{EventKind, MAX_READ};
 use lazyroot_proto::index::ObjectIndex;
@@ -26,7 +26,7 @@ const WHOLE_BUDGET: usize = 8 << 20;
 const LEAVES_BUDGET: usize = 8 << 20;
 
 /// Why a read failed. The text names the object.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
     /// The host could not deliver it.
     #[error("object {id}: {error}")]
@@ -148,9 +148,14 @@ impl Objects {
     }
 }
 
+/// What a fetch brought: verified bytes, or why there are none.
+type Fetched = Result<Arc<Vec<u8>>, ReadError>;
+
 /// Verified bytes by position, the least recently used dropped first, each fetched by one caller at a time.
+/// Whoever asks meanwhile gets the same outcome; a failure is not kept, so that a later read tries again.
 struct Cache {
     budget: usize,
+    /// Never held while a fetch is waited for.
     state: Mutex<CacheState>,
 }
 
@@ -163,10 +168,16 @@ struct CacheState {
 
 #[derive(Default)]
 struct Slot {
-    cell: Arc<Mutex<Option<Arc<Vec<u8>>>>>,
+    cell: Arc<OnceLock<Fetched>>,
     used: u64,
     /// 0 until the bytes are here.
     bytes: usize,
+}
+
+impl CacheState {
+    fn remove(&mut self, position: u32) {
+        self.bytes -= self.slots.remove(&position).map_or(0, |slot| slot.bytes);
+    }
 }
 
 impl Cache {
@@ -174,11 +185,7 @@ impl Cache {
         Self { budget, state: Mutex::default() }
     }
 
-    fn get_or_fetch(
-        &self,
-        position: u32,
-        fetch: impl FnOnce() -> Result<Vec<u8>, ReadError>,
-    ) -> Result<Arc<Vec<u8>>, ReadError> {
+    fn get_or_fetch(&self, position: u32, fetch: impl FnOnce() -> Result<Vec<u8>, ReadError>) -> Fetched {
         let cell = {
             let mut state = self.state.lock().expect("no panic under the lock");
             state.clock += 1;
@@ -187,33 +194,102 @@ impl Cache {
             slot.used = clock;
             slot.cell.clone()
         };
-        // A second caller for the same object waits here and then finds it.
-        let mut content = cell.lock().expect("no panic under the lock");
-        if let Some(data) = &*content {
-            return Ok(data.clone());
-        }
-        let data = match fetch() {
-            Ok(data) => Arc::new(data),
-            Err(error) => {
-                self.state.lock().expect("no panic under the lock").slots.remove(&position);
-                return Err(error);
-            }
-        };
-        *content = Some(data.clone());
-        self.charge(position, data.len());
-        Ok(data)
+        cell.get_or_init(|| {
+            let fetched = fetch().map(Arc::new);
+            // Before the others see the outcome: one that asks again after a failure finds an empty slot.
+            self.settle(position, &cell, &fetched);
+            fetched
+        })
+        .clone()
     }
 
-    fn charge(&self, position: u32, bytes: usize) {
+    /// Accounts for what was fetched into `cell`.
+    fn settle(&self, position: u32, cell: &Arc<OnceLock<Fetched>>, fetched: &Fetched) {
         let mut state = self.state.lock().expect("no panic under the lock");
-        let Some(slot) = state.slots.get_mut(&position) else { return };
-        slot.bytes = bytes;
-        state.bytes += bytes;
+        let Some(slot) = state.slots.get_mut(&position).filter(|slot| Arc::ptr_eq(&slot.cell, cell)) else { return };
+        match fetched {
+            Ok(data) => {
+                slot.bytes = data.len();
+                state.bytes += data.len();
+            }
+            Err(_) => state.remove(position),
+        }
         // Rarely more than a few slots to look through: entries leave as fast as they come.
         while state.bytes > self.budget {
             let oldest = state.slots.iter().filter(|(other, slot)| **other != position && slot.bytes > 0);
             let Some(oldest) = oldest.min_by_key(|(_, slot)| slot.used).map(|(oldest, _)| *oldest) else { break };
-            state.bytes -= state.slots.remove(&oldest).map_or(0, |slot| slot.bytes);
+            state.remove(oldest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lazyroot_proto::Algorithm;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    fn corrupt() -> Result<Vec<u8>, ReadError> {
+        Err(ReadError::Corrupt(verity::digest(Algorithm::Sha256, b"x")))
+    }
+
+    /// Bytes that the cache believes to hold, and those in its slots.
+    fn held(cache: &Cache) -> (usize, usize) {
+        let state = cache.state.lock().unwrap();
+        (state.bytes, state.slots.values().map(|slot| slot.bytes).sum())
+    }
+
+    #[test]
+    fn callers_at_the_same_time_share_one_fetch_and_its_outcome() {
+        for outcome in [Ok(vec![7]), corrupt()] {
+            let cache = Cache::new(100);
+            let fetches = AtomicUsize::new(0);
+            let fetch = || {
+                fetches.fetch_add(1, Ordering::Relaxed);
+                // Until everybody asks for it: each of them holds the cell, and so does the slot.
+                while Arc::strong_count(&cache.state.lock().unwrap().slots[&1].cell) < 5 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                outcome.clone()
+            };
+            thread::scope(|scope| {
+                let readers: Vec<_> = (0..4).map(|_| scope.spawn(|| cache.get_or_fetch(1, fetch))).collect();
+                for reader in readers {
+                    assert_eq!(reader.join().unwrap().is_ok(), outcome.is_ok());
+                }
+            });
+            assert_eq!(fetches.into_inner(), 1);
+        }
+    }
+
+    #[test]
+    fn a_failure_is_forgotten_and_a_success_kept() {
+        let cache = Cache::new(100);
+        assert!(cache.get_or_fetch(1, corrupt).is_err());
+        assert_eq!(held(&cache), (0, 0));
+        assert_eq!(*cache.get_or_fetch(1, || Ok(vec![7; 10])).unwrap(), vec![7; 10]);
+        assert_eq!(*cache.get_or_fetch(1, || unreachable!()).unwrap(), vec![7; 10]);
+        assert_eq!(held(&cache), (10, 10));
+    }
+
+    #[test]
+    fn the_least_recently_used_leave_when_the_budget_is_spent() {
+        let cache = Cache::new(100);
+        let get = |position| cache.get_or_fetch(position, || Ok(vec![0; 40])).unwrap();
+        get(1);
+        get(2);
+        get(1);
+        get(3);
+        assert_eq!(held(&cache), (80, 80));
+        let mut kept: Vec<_> = cache.state.lock().unwrap().slots.keys().copied().collect();
+        kept.sort_unstable();
+        assert_eq!(kept, [1, 3]);
+        // More than the budget alone: it is used, and leaves with the next.
+        cache.get_or_fetch(4, || Ok(vec![0; 200])).unwrap();
+        assert_eq!(held(&cache), (200, 200));
+        get(5);
+        assert_eq!(held(&cache), (40, 40));
     }
 }

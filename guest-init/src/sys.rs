@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 
 /// Sets the receive window of a vsock stream, in bytes (`SO_VM_SOCKETS_BUFFER_SIZE` and its maximum, vsock(7)).
 pub fn set_vsock_window(stream: &impl AsFd, bytes: u64) -> io::Result<()> {
@@ -94,7 +94,8 @@ pub enum Controlling {
     Stdin,
 }
 
-/// Makes `command` start as the leader of a session, inside `root`, in `workdir`, as `identity`.
+/// Makes `command` start as the leader of a session, inside `root`, in `workdir`, as `identity`, and as likely to
+/// be chosen by the OOM killer as any program.
 pub fn prepare_program(
     command: &mut Command,
     root: &OwnedFd,
@@ -114,6 +115,12 @@ pub fn prepare_program(
         rustix::process::fchdir(&root)?;
         rustix::process::chroot(c".")?;
         rustix::process::chdir(&workdir)?;
+        // The daemon's own protection is not for programs. Best effort: an image may hide /proc.
+        if let Ok(score) =
+            rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        {
+            let _ = rustix::io::write(&score, b"0");
+        }
         // A forked child has one thread: setting that thread's ids sets the process's.
         rustix::thread::set_thread_groups(&groups)?;
         rustix::thread::set_thread_gid(gid)?;

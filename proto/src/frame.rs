@@ -34,7 +34,7 @@ pub const MAX_GUEST_WRITE: usize = 16 << 10;
 pub const DEFAULT_PORT: u32 = 0x4c52;
 
 /// Bytes that are not a frame of this protocol.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FrameError {
     /// The header announces more than [`MAX_PAYLOAD`].
     #[error("a frame of {0} bytes is longer than the protocol allows")]

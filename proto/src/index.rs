@@ -30,18 +30,26 @@ pub enum IndexError {
     /// The same object is listed twice.
     #[error("the object index lists {0} twice")]
     Duplicate(ObjectId),
+    /// The object is listed as empty, but its id is not that of no data. A read of an empty file asks for nothing
+    /// and so would never find out.
+    #[error("the object index lists {0} with a size of 0, which it does not have")]
+    NotEmpty(ObjectId),
 }
 
 impl ObjectIndex {
     /// An index of `objects` (id, size in bytes) in manifest order.
     ///
     /// # Errors
-    /// If an object is listed twice or has another algorithm than `algorithm`.
+    /// If an object is listed twice, has another algorithm than `algorithm`, or is not as empty as its size says.
     pub fn new(algorithm: Algorithm, entries: Vec<(ObjectId, u64)>) -> Result<Self, IndexError> {
         let mut positions = HashMap::with_capacity(entries.len());
-        for (position, (id, _)) in entries.iter().enumerate() {
+        let empty = verity::digest(algorithm, &[]);
+        for (position, (id, size)) in entries.iter().enumerate() {
             if id.algorithm() != algorithm {
                 return Err(IndexError::Malformed);
+            }
+            if *size == 0 && *id != empty {
+                return Err(IndexError::NotEmpty(*id));
             }
             let position = u32::try_from(position).map_err(|_| IndexError::Malformed)?;
             if positions.insert(*id, position).is_some() {
@@ -126,7 +134,7 @@ mod tests {
     use super::*;
 
     fn sample() -> ObjectIndex {
-        let entries = (0..5u8).map(|i| (verity::digest(Algorithm::Sha256, &[i]), u64::from(i) * 7)).collect();
+        let entries = (0..5u8).map(|i| (verity::digest(Algorithm::Sha256, &[i]), u64::from(i + 1) * 7)).collect();
         ObjectIndex::new(Algorithm::Sha256, entries).unwrap()
     }
 
@@ -135,6 +143,14 @@ mod tests {
         let index = sample();
         assert_eq!(ObjectIndex::from_bytes(&index.to_bytes()).unwrap(), index);
         assert_eq!(index.position(&index.get(3).unwrap().0), Some(3));
+    }
+
+    #[test]
+    fn only_the_object_of_no_data_may_be_empty() {
+        let id = |data: &[u8]| verity::digest(Algorithm::Sha512, data);
+        assert!(ObjectIndex::new(Algorithm::Sha512, vec![(id(b""), 0)]).is_ok());
+        let lying = ObjectIndex::new(Algorithm::Sha512, vec![(id(b"x"), 0)]);
+        assert_eq!(lying, Err(IndexError::NotEmpty(id(b"x"))));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //!
 //! The byte-by-byte reference is `docs/src/reference/protocol.md`.
 
+pub mod boot;
 pub mod exec;
 pub mod frame;
 pub mod id;

@@ -1,0 +1,8 @@
+//! What the host and the guest's init must both know about a boot.
+
+/// The line that a probe's guest writes to its console: this hypervisor boots this kernel and our init.
+pub const PROBE_MARKER: &str = "lazyroot: probe ok";
+
+/// Programs that an image may bring as its init, in the order in which the kernel and distributions try them.
+pub const INITS: &[&str] =
+    &["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init", "/bin/init"];
