@@ -1,5 +1,5 @@
 //! Where lazyroot keeps things: data that lasts (`LAZYROOT_HOME`, else `$XDG_DATA_HOME/lazyroot`) and what
-//! lives as long as a VM or a mount (`$XDG_RUNTIME_DIR/lazyroot`). All of it is private to the user (0700).
+//! lives as long as a VM or a mount (`$XDG_RUNTIME_DIR/lazyroot`). All that is in them is private to the user (0700).
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -35,14 +35,14 @@ impl Home {
         };
         let data = std::path::absolute(data)?;
         let runtime = std::path::absolute(runtime)?;
-        private_dir(&data)?;
-        private_dir(&runtime)?;
+        own_dir(&data)?;
+        own_dir(&runtime)?;
         Ok(Self { data, runtime })
     }
 
-    /// The default composefs repository.
-    pub fn repository(&self) -> PathBuf {
-        self.data.join("repository")
+    /// The folder of the default composefs repository, made if it is not there.
+    pub fn repository(&self) -> Result<PathBuf> {
+        self.data_dir("repository")
     }
 
     /// A folder for data that lasts, made if it is not there.
@@ -60,27 +60,28 @@ impl Home {
     }
 }
 
-/// Makes `dir` and its parents; refuses one that others may enter.
-pub fn private_dir(dir: &Path) -> Result<()> {
+/// Makes `dir` and its parents, private to the user; refuses one that is there and another user's.
+fn own_dir(dir: &Path) -> Result<fs::Metadata> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("cannot make the folder {}", dir.display()))?;
     let meta = fs::metadata(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
-    let me = rustix::process::geteuid().as_raw();
-    if meta.uid() != me {
+    let (owner, me) = (meta.uid(), rustix::process::geteuid().as_raw());
+    if owner != me {
         bail!(
-            "{} belongs to user {}, not to you ({me}): set LAZYROOT_HOME to a folder of your own",
-            dir.display(),
-            meta.uid()
+            "{} belongs to user {owner}, not to you ({me}): set LAZYROOT_HOME to a folder of your own",
+            dir.display()
         );
     }
-    if meta.permissions().mode() & 0o077 != 0 {
-        let shown = dir.display();
-        bail!(
-            "{shown} is open to other users: 'chmod 700 {shown}', or set LAZYROOT_HOME to a folder that is not there yet"
-        );
+    Ok(meta)
+}
+
+/// Makes `dir` and its parents; refuses one that others own or may enter.
+pub fn private_dir(dir: &Path) -> Result<()> {
+    if own_dir(dir)?.permissions().mode() & 0o077 != 0 {
+        bail!("{0} is open to other users: 'chmod 700 {0}', or set LAZYROOT_HOME to another folder", dir.display());
     }
     Ok(())
 }

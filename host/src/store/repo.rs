@@ -82,7 +82,10 @@ impl Store {
     /// # Errors
     /// If there is something else at `path`, or it cannot be read.
     pub fn open(home: &Home, path: Option<&Path>) -> Result<Self> {
-        Self::at(path.map_or_else(|| home.repository(), Path::to_owned))
+        match path {
+            Some(path) => Self::at(path),
+            None => Self::at(home.repository()?),
+        }
     }
 
     /// Opens the repository at `path`, see [`Store::open`].
