@@ -13,6 +13,7 @@ pub mod datafs;
 pub mod link;
 mod loopdev;
 pub mod mount;
+mod neighbours;
 pub mod objects;
 mod sys;
 mod users;

@@ -121,8 +121,17 @@ struct Calls {
 struct Call {
     /// The whole request frame, kept for replay.
     frame: Vec<u8>,
-    caller: Thread,
+    /// Who waits for the reply; nobody yet for one that was asked for ahead of need.
+    caller: Option<Thread>,
     reply: Option<Result<Vec<u8>, LinkError>>,
+}
+
+/// An object on its way.
+#[derive(Debug)]
+pub struct Ticket {
+    tag: u64,
+    /// The object's size in bytes.
+    len: u32,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -203,25 +212,65 @@ impl Link {
         Ok(data)
     }
 
+    /// Asks for whole objects at consecutive positions of the index, `first` and on, without waiting: each reply is
+    /// taken with [`Link::redeem`], or given up with [`Link::forget`]. `objects` are their ids and sizes in bytes, at
+    /// most [`lazyroot_proto::frame::MAX_BATCH`] of them.
+    pub fn read_ahead(&self, first: u32, objects: &[(ObjectId, u32)]) -> Vec<Ticket> {
+        let first_tag = {
+            let mut calls = lock(&self.calls);
+            let first_tag = calls.next_tag + 1;
+            for (tag, (id, len)) in (first_tag..).zip(objects) {
+                // On a new connection each is asked for by itself: some may have been answered.
+                let frame = Request::Read { id: *id, offset: 0, len: *len }.encode(tag);
+                calls.waiting.insert(tag, Call { frame, caller: None, reply: None });
+            }
+            calls.next_tag += objects.len() as u64;
+            first_tag
+        };
+        // A failed write shows up as a failed read, which replays what was asked.
+        let _ = self.send(&Request::ReadMany { first, count: objects.len() as u32 }.encode(first_tag));
+        (first_tag..).zip(objects).map(|(tag, (_, len))| Ticket { tag, len: *len }).collect()
+    }
+
+    /// Waits for an object that was asked for with [`Link::read_ahead`]. Not verified.
+    pub fn redeem(&self, ticket: Ticket) -> Result<Vec<u8>, LinkError> {
+        if let Some(call) = lock(&self.calls).waiting.get_mut(&ticket.tag) {
+            call.caller = Some(thread::current());
+        }
+        let data = self.finish(ticket.tag)?;
+        if data.len() != ticket.len as usize {
+            return Err(LinkError::Length { wanted: ticket.len.into(), got: data.len() as u64 });
+        }
+        Ok(data)
+    }
+
+    /// Gives up an object that was asked for with [`Link::read_ahead`]; it may be on its way already.
+    pub fn forget(&self, ticket: Ticket) {
+        lock(&self.calls).waiting.remove(&ticket.tag);
+    }
+
     /// Sends a request and waits for its reply, leading the reading if nobody else does.
     fn call(&self, request: &Request) -> Result<Vec<u8>, LinkError> {
-        let deadline = Instant::now() + self.deadline;
-        let tag = {
+        let (tag, frame) = {
             let mut calls = lock(&self.calls);
             calls.next_tag += 1;
             let tag = calls.next_tag;
-            let call = Call { frame: request.encode(tag), caller: thread::current(), reply: None };
-            calls.waiting.insert(tag, call);
-            tag
+            let frame = request.encode(tag);
+            calls.waiting.insert(tag, Call { frame: frame.clone(), caller: Some(thread::current()), reply: None });
+            (tag, frame)
         };
         // A failed write shows up as a failed read, which replays this request.
-        let frame = request.encode(tag);
         let _ = self.send(&frame);
-        let reply = self.wait(tag, deadline);
+        self.finish(tag)
+    }
+
+    /// Waits for a reply, and passes the lead on.
+    fn finish(&self, tag: u64) -> Result<Vec<u8>, LinkError> {
+        let reply = self.wait(tag, Instant::now() + self.deadline);
         let next = {
             let mut calls = lock(&self.calls);
             calls.waiting.remove(&tag);
-            calls.waiting.values().find(|call| call.reply.is_none()).map(|call| call.caller.clone())
+            calls.waiting.values().filter(|call| call.reply.is_none()).find_map(|call| call.caller.clone())
         };
         // Whoever still waits may have to take the lead now.
         if let Some(next) = next {
@@ -291,7 +340,9 @@ impl Link {
         // No such call: its deadline has passed, or it was answered on the connection before.
         if let Some(call) = lock(&self.calls).waiting.get_mut(&header.tag) {
             call.reply = Some(reply);
-            call.caller.unpark();
+            if let Some(caller) = &call.caller {
+                caller.unpark();
+            }
         }
         None
     }
@@ -546,6 +597,33 @@ mod tests {
                     .spawn(move || assert_eq!(link.read(id(1), offset, 100_000).unwrap(), vec![offset as u8; 100_000]));
             }
         });
+        drop(host.join().unwrap());
+    }
+
+    #[test]
+    fn objects_asked_for_ahead_arrive_and_survive_a_broken_connection() {
+        let server = server();
+        let address = server.address.clone();
+        let host = thread::spawn(move || {
+            let mut first = server.accept();
+            let (header, payload) = first.read_frame().unwrap();
+            let many = Request::decode(header.kind, &payload);
+            assert_eq!(many, Ok(Request::ReadMany { first: 5, count: 3 }));
+            reply(&first, header.tag, &FromHost::Data(b"a"));
+            drop(first);
+            // The one that was given up and the one that was answered are not asked for again.
+            let mut second = server.accept();
+            let (header, payload) = second.read_frame().unwrap();
+            assert!(matches!(Request::decode(header.kind, &payload), Ok(Request::Read { len: 3, .. })));
+            reply(&second, header.tag, &FromHost::Data(b"ccc"));
+            second
+        });
+        let link = Link::connect(address, id(0), REQUEST_DEADLINE).unwrap();
+        let tickets = link.read_ahead(5, &[(id(1), 1), (id(2), 2), (id(3), 3)]);
+        let [one, two, three] = tickets.try_into().unwrap();
+        assert_eq!(link.redeem(one).unwrap(), b"a");
+        link.forget(two);
+        assert_eq!(link.redeem(three).unwrap(), b"ccc");
         drop(host.join().unwrap());
     }
 

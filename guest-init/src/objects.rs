@@ -5,6 +5,7 @@
 //! come first (32 or 64 bytes for every 4 KiB, checked against the digest), and then just the ranges asked for.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use lazyroot_proto::frame::{EventKind, MAX_READ};
@@ -13,6 +14,7 @@ use lazyroot_proto::{ObjectId, verity};
 
 use crate::clock::monotonic_now;
 use crate::link::{Link, LinkError};
+use crate::neighbours::Neighbours;
 
 /// Objects up to this many bytes travel whole: 99 % of the objects of a Linux image, and at vsock's speed
 /// (tens of MiB/s emulated, GB/s otherwise) no dearer than the extra round trip for leaves.
@@ -46,6 +48,7 @@ pub struct Objects {
     link: Arc<Link>,
     index: ObjectIndex,
     whole: Cache,
+    neighbours: Neighbours,
     leaves: Cache,
     /// Objects whose failure was told.
     told: Mutex<HashSet<u32>>,
@@ -68,7 +71,8 @@ impl std::ops::Deref for Bytes {
 impl Objects {
     /// The objects in `index` (already verified), read through `link`.
     pub fn new(link: Arc<Link>, index: ObjectIndex) -> Self {
-        Self { link, index, whole: Cache::new(WHOLE_BUDGET), leaves: Cache::new(LEAVES_BUDGET), told: Mutex::default() }
+        let (whole, leaves) = (Cache::new(WHOLE_BUDGET), Cache::new(LEAVES_BUDGET));
+        Self { link, index, whole, neighbours: Neighbours::default(), leaves, told: Mutex::default() }
     }
 
     /// The image's object index.
@@ -102,7 +106,8 @@ impl Objects {
     /// of a failed read again.
     fn tell(&self, position: u32, error: &ReadError) {
         if self.told.lock().expect("no panic under the lock").insert(position) {
-            eprintln!("lazyroot: {error}");
+            // Nobody may be listening: standard error of a mount in the background is gone.
+            let _ = writeln!(std::io::stderr(), "lazyroot: {error}");
             self.link.event(EventKind::Warning, monotonic_now(), &error.to_string());
         }
     }
@@ -111,7 +116,10 @@ impl Objects {
         self.whole.get_or_fetch(position, || {
             let data = match size {
                 0 => Vec::new(),
-                _ => self.link.read(id, 0, size as u32).map_err(|error| ReadError::Link { id, error })?,
+                _ => {
+                    let read = self.neighbours.read(&self.link, &self.index, position, WHOLE_MAX);
+                    read.map_err(|error| ReadError::Link { id, error })?
+                }
             };
             match verity::digest(id.algorithm(), &data) == id {
                 true => Ok(data),

@@ -147,12 +147,7 @@ impl Session<'_> {
             Request::Leaves { id, offset, len } => {
                 self.answer(tag, Range { part: Part::Leaves(id), offset, len }).await
             }
-            Request::ReadMany { first, count } => {
-                for number in 0..count {
-                    self.answer_whole(tag.wrapping_add(number.into()), first.saturating_add(number)).await?;
-                }
-                Ok(())
-            }
+            Request::ReadMany { first, count } => self.answer_many(tag, first, count).await,
         }
     }
 
@@ -162,19 +157,29 @@ impl Session<'_> {
         self.outbox.send(&FromHost::Error { code, message }.encode(tag)).await
     }
 
-    /// Answers with the whole object at a position of the index.
-    async fn answer_whole(&mut self, tag: u64, position: u32) -> io::Result<()> {
-        match self.image.index.get(position) {
-            Some((id, size)) if size <= MAX_READ.into() => {
-                self.answer(tag, Range { part: Part::Object(id), offset: 0, len: size as u32 }).await
-            }
-            Some((id, _)) => {
-                self.fail(tag, (ErrorCode::Invalid, format!("object {id} is too large to send whole"))).await
-            }
-            None => {
-                self.fail(tag, (ErrorCode::Invalid, format!("the image has no object at position {position}"))).await
-            }
+    /// Answers with whole objects at consecutive positions; those in memory with one write for many of them.
+    async fn answer_many(&mut self, tag: u64, first: u32, count: u32) -> io::Result<()> {
+        let mut frames = Vec::new();
+        for number in 0..count {
+            let (tag, position) = (tag.wrapping_add(number.into()), first.saturating_add(number));
+            let failure = match self.image.index.get(position) {
+                Some((id, size)) if size <= MAX_READ.into() => {
+                    let range = Range { part: Part::Object(id), offset: 0, len: size as u32 };
+                    match self.cached(tag, range) {
+                        Some(frame) => frames.extend_from_slice(&frame),
+                        None => self.answer_slowly(tag, range).await,
+                    }
+                    if frames.len() >= MAX_READ as usize {
+                        self.outbox.send(&std::mem::take(&mut frames)).await?;
+                    }
+                    continue;
+                }
+                Some((id, _)) => format!("object {id} is too large to send whole"),
+                None => format!("the image has no object at position {position}"),
+            };
+            self.fail(tag, (ErrorCode::Invalid, failure)).await?;
         }
+        self.outbox.send(&frames).await
     }
 
     /// Answers a range: now if it is in memory, from another thread otherwise.
@@ -182,13 +187,28 @@ impl Session<'_> {
         if let Err(failure) = check(&self.image, range) {
             return self.fail(tag, failure).await;
         }
-        if let Part::Object(id) = range.part {
-            let mut frame = data_frame(tag, range.len);
-            if self.image.source.read_cached(&id, range.offset, &mut frame[HEADER..]) {
-                self.server.stats.answered(range.part.object(), range.len);
-                return self.outbox.send(&frame).await;
+        match self.cached(tag, range) {
+            Some(frame) => self.outbox.send(&frame).await,
+            None => {
+                self.answer_slowly(tag, range).await;
+                Ok(())
             }
         }
+    }
+
+    /// The reply to a range of an object that is in memory.
+    fn cached(&self, tag: u64, range: Range) -> Option<Vec<u8>> {
+        let Part::Object(id) = range.part else { return None };
+        let mut frame = data_frame(tag, range.len);
+        let cached = self.image.source.read_cached(&id, range.offset, &mut frame[HEADER..]);
+        cached.then(|| {
+            self.server.stats.answered(range.part.object(), range.len);
+            frame
+        })
+    }
+
+    /// Answers a range that was checked from a task of its own.
+    async fn answer_slowly(&mut self, tag: u64, range: Range) {
         while self.slow.try_join_next().is_some() {}
         let place = self.places.clone().acquire_owned().await.expect("never closed");
         let (image, outbox, stats) = (self.image.clone(), self.outbox.clone(), self.server.stats.clone());
@@ -217,7 +237,6 @@ impl Session<'_> {
             let _ = outbox.send(&frame).await;
             drop((place, of_session, of_server));
         });
-        Ok(())
     }
 }
 
