@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 use indicatif::HumanBytes;
+use lazyroot_proto::boot::INITS;
 use serde_json::json;
 
 use super::{Context, Format, print};
@@ -108,7 +109,7 @@ fn inspect(store: &Store, image: &str) -> Result<ExitCode> {
     let tree = image.tree()?;
     let census = tree.census()?;
     let manifest_bytes = image.manifest.metadata().map_or(0, |meta| meta.len());
-    let init = ["/sbin/init", "/usr/lib/systemd/systemd"].into_iter().find(|path| tree.exists(path));
+    let init = INITS.iter().find(|path| tree.exists(path));
     let document = json!({
         "id": image.id.to_string(),
         "names": store.names_of(&image.id)?,

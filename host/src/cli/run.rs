@@ -5,15 +5,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
+use lazyroot_proto::boot::INITS;
 use lazyroot_proto::exec::Exec;
 
 use super::Context;
 use crate::store::{Image, Store};
 use crate::vm::launch::{self, Launch};
 use crate::vm::{accel, exec};
-
-/// Programs that make an image boot by itself, without the OCI config's entrypoint.
-const INITS: &[&str] = &["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init", "/bin/init"];
 
 /// Boot an ephemeral VM into an image, and run a command in it or its own init
 ///

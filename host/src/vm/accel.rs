@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use lazyroot_proto::boot::PROBE_MARKER;
+
 use super::child::end_with_parent;
 use super::kernel::Kernel;
 use super::qemu;
@@ -23,9 +25,6 @@ use crate::home::Home;
 
 /// A stock kernel reaches init within one second on a machine where KVM works.
 const PROBE_DEADLINE: Duration = Duration::from_secs(4);
-
-/// What guest-init says on the console when it is probed.
-const PROBE_MARKER: &[u8] = b"lazyroot: probe ok";
 
 /// How a guest's instructions are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,7 +166,7 @@ async fn probe(program: &PathBuf, kernel: &Kernel, initramfs: &Path) -> Result<b
         let mut said = vec![0; console.metadata()?.len() as usize];
         // Not through the file's position, which QEMU's writing shares.
         console.read_exact_at(&mut said, 0)?;
-        if said.windows(PROBE_MARKER.len()).any(|window| window == PROBE_MARKER) {
+        if said.windows(PROBE_MARKER.len()).any(|window| window == PROBE_MARKER.as_bytes()) {
             break true;
         }
         // Ended without the marker: QEMU could not use KVM, or the kernel could not go on.
