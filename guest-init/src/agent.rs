@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, ToGuest, ToHost, Window};
@@ -24,8 +24,10 @@ use crate::link::{Address, FrameReader, dial, write_capped};
 use crate::sys::{self, Identity};
 use crate::users;
 
-/// Pause before the control connection is opened again after it broke.
+/// Pause before the control connection is opened again after it broke; twice as long each time it breaks at once, up to
+/// the second: a server that runs no commands refuses it for ever.
 const RECONNECT: Duration = Duration::from_millis(200);
+const MAX_RECONNECT: Duration = Duration::from_secs(10);
 
 /// What a pipe holds unless a program asks for more, in bytes (pipe(7)); a terminal holds no more.
 const PIPE_CAPACITY: usize = 64 << 10;
@@ -44,10 +46,16 @@ impl Agent {
 
     /// Serves the host; never returns.
     pub fn run(self) -> ! {
+        let mut pause = RECONNECT;
         loop {
+            let opened = Instant::now();
             // A broken connection is the host's restart or sleep: try for ever.
             let _ = self.control();
-            thread::sleep(RECONNECT);
+            if opened.elapsed() > MAX_RECONNECT {
+                pause = RECONNECT;
+            }
+            thread::sleep(pause);
+            pause = (2 * pause).min(MAX_RECONNECT);
         }
     }
 
