@@ -93,13 +93,17 @@ impl Lazyroot {
     /// Starts an object server on a socket in its home.
     pub fn serve(&self) -> Server {
         let socket = self.home().join("server.sock");
-        let endpoint = format!("unix:{}", socket.display());
-        let mut command = self.command(["serve", "--listen", &endpoint]);
+        self.serve_at(&format!("unix:{}", socket.display()), socket)
+    }
+
+    /// Starts an object server that listens on `endpoint`, which is the unix socket `socket`.
+    pub fn serve_at(&self, endpoint: &str, socket: PathBuf) -> Server {
+        let mut command = self.command(["serve", "--listen", endpoint]);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the lazyroot program starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the server says something");
-        assert_eq!(line.trim_end(), format!("listening on {endpoint}"));
-        Server { child, endpoint, socket }
+        assert_eq!(line.trim_end(), format!("listening on unix:{}", socket.display()));
+        Server { child, endpoint: endpoint.to_owned(), socket }
     }
 }
 
