@@ -545,6 +545,11 @@ fn objects_are_shared_with_podmans_storage() {
     let overlay = root.join("overlay");
     let _unmount = Unmount(&overlay);
     let place = format!("containers-storage:[overlay@{}+{}]localhost/os:v1", root.display(), run.display());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(
+        mounts.lines().any(|line| line.split(' ').nth(4) == Some("/")),
+        "skopeo unpacks no layer where / is no mount point: 'mount --bind DIR DIR' before 'chroot DIR'"
+    );
     sh("skopeo", "skopeo", &["copy", &layout.source("v1"), &place]);
     let (id, name) = import(&lazyroot, &place);
     assert_eq!(name, "localhost/os:v1");
