@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::rootfs;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// One home with the kernel and the Debian image, for all tests: importing is not what they are about.
 fn debian() -> &'static Lazyroot {
@@ -162,16 +163,15 @@ fn start_until_up(lazyroot: &Lazyroot, script: &str) -> (Child, BufReader<std::p
     (child, output)
 }
 
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
 }
 
 #[test]
 fn ctrl_c_reaches_the_command() {
     let script = "trap 'echo got it; exit 3' INT; echo up; while :; do sleep 0.1; done";
     let (mut child, mut output) = start_until_up(debian(), script);
-    signal(&child, "INT");
+    signal(&child, Signal::INT);
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("got it\n", Some(3)));
@@ -208,7 +208,7 @@ fn nothing_is_left_behind_however_lazyroot_ends() {
     // Ctrl-C before the command runs.
     let early = run(&lazyroot, &["debian", "--", "true"]).stdin(Stdio::null()).spawn().unwrap();
     thread::sleep(Duration::from_millis(700));
-    signal(&early, "INT");
+    signal(&early, Signal::INT);
     assert_eq!({ early }.wait().unwrap().code(), Some(130));
     assert_nothing_left(&lazyroot);
     // A crash leaves a folder, which the next launch sweeps away; its processes are gone at once.
@@ -239,7 +239,7 @@ fn a_name_in_use_is_refused() {
     let second = output(debian(), &["--name", "taken", "debian", "--", "true"]);
     assert_eq!(second.status.code(), Some(125));
     assert!(text(&second.stderr).contains("'taken' is running already"));
-    signal(&child, "TERM");
+    signal(&child, Signal::TERM);
     child.wait().unwrap();
 }
 

@@ -44,7 +44,14 @@ const MAX_WORDS: usize = 500;
 
 /// A guest's words, made safe to show: escape codes of a guest must not reach a terminal or a log.
 pub fn printable(words: &str) -> String {
-    words.chars().take(MAX_WORDS).flat_map(char::escape_debug).collect()
+    let mut shown = String::new();
+    for character in words.chars().take(MAX_WORDS) {
+        match character.is_control() {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown
 }
 
 /// Something that happened in a guest.

@@ -21,7 +21,7 @@ use super::instance::Instance;
 use super::kernel::{Kernel, Kernels};
 use super::{initramfs, qemu};
 use crate::home::Home;
-use crate::serve::{Catalog, Endpoint, Event, Hub, Listener, ServedImage, Server, Snapshot};
+use crate::serve::{Catalog, Endpoint, Event, Hub, Listener, ServedImage, Server, Snapshot, printable};
 use crate::store::{Image, Store};
 
 /// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
@@ -295,7 +295,7 @@ fn with_console(error: &anyhow::Error, log: &Path) -> anyhow::Error {
         return anyhow!("{error:#}; the guest said nothing on its console");
     }
     // Escape codes of a guest must not reach the user's terminal.
-    let last: Vec<String> = last.iter().map(|line| line.trim_end().escape_debug().to_string()).collect();
+    let last: Vec<String> = last.iter().map(|line| printable(line.trim_end())).collect();
     anyhow!("{error:#}; the console's last lines:\n  {}", last.join("\n  "))
 }
 

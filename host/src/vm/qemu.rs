@@ -16,6 +16,7 @@ use super::accel::Accelerator;
 use super::child::end_with_parent;
 use super::hypervisor::{BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec};
 use crate::home::Home;
+use crate::serve::printable;
 
 /// How long vhost-device-vsock may take to make its socket.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(10);
@@ -290,7 +291,7 @@ fn last_words(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let last = text.lines().rev().find(|line| !line.trim().is_empty());
-    last.map_or_else(|| "it said nothing".to_owned(), |line| line.trim().escape_debug().to_string())
+    last.map_or_else(|| "it said nothing".to_owned(), |line| printable(line.trim()))
 }
 
 struct QemuMachine {
