@@ -93,6 +93,8 @@ struct Milestones {
 /// # Errors
 /// If the VM cannot be started or does not come up; the error carries the guest's own words where there are any.
 pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) -> Result<(Status, Option<Report>)> {
+    // What a shell did before it became this process, and its children, is no part of the launch.
+    let written_before = disk_bytes_written(&[]);
     let interactive = launch.command.is_none();
     // QEMU makes the terminal raw for the guest's console; killed, it does not put it back.
     let _terminal = if interactive { SavedTerminal::save() } else { None };
@@ -114,7 +116,7 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
             vm.run_command(exec, || command_started = Some(started.elapsed())).await
         }
     };
-    let disk_bytes_written = disk_bytes_written(&vm.machine.pids());
+    let disk_bytes_written = disk_bytes_written(&vm.machine.pids()).saturating_sub(written_before);
     vm.machine.kill().await;
     if let Some(follower) = follower {
         follower.abort();
