@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,16 @@ use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::rootfs;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// One home with the kernel and the Debian image, for all tests: importing is not what they are about.
-fn debian() -> &'static Lazyroot {
-    static HOME: OnceLock<Lazyroot> = OnceLock::new();
-    HOME.get_or_init(|| {
-        let lazyroot = Lazyroot::default();
+/// One home with the kernel and the Debian image for the tests that run at a time: importing is not what they are
+/// about. It goes with the last of them.
+fn debian() -> Arc<Lazyroot> {
+    static HOME: Mutex<Weak<Lazyroot>> = Mutex::new(Weak::new());
+    let mut home = HOME.lock().unwrap_or_else(PoisonError::into_inner);
+    home.upgrade().unwrap_or_else(|| {
+        let lazyroot = Arc::new(Lazyroot::default());
         lazyroot.import_kernel();
         lazyroot.import(&rootfs(), "debian");
+        *home = Arc::downgrade(&lazyroot);
         lazyroot
     })
 }
@@ -53,9 +56,10 @@ fn assert_nothing_left(lazyroot: &Lazyroot) {
 
 #[test]
 fn a_command_runs_in_the_image_with_its_streams_and_status() {
+    let debian = debian();
     let script = "cat; . /etc/os-release; echo $ID; findmnt -n -o FSTYPE,SOURCE /; \
                   python3 -c 'import ssl; print(\"python\")'; echo oops >&2; exit 7";
-    let mut child = run(debian(), &["debian", "--", "sh", "-c", script])
+    let mut child = run(&debian, &["debian", "--", "sh", "-c", script])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -71,6 +75,7 @@ fn a_command_runs_in_the_image_with_its_streams_and_status() {
 
 #[test]
 fn options_reach_the_command_and_the_report_adds_up() {
+    let debian = debian();
     let script = "id -un; id -gn; pwd; echo $FOO; nproc; hostname; cat /proc/cmdline; grep MemTotal /proc/meminfo";
     let arguments = [
         "--user",
@@ -94,7 +99,7 @@ fn options_reach_the_command_and_the_report_adds_up() {
         "-c",
         script,
     ];
-    let output = output(debian(), &arguments);
+    let output = output(&debian, &arguments);
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{err}");
     let lines: Vec<&str> = out.lines().collect();
@@ -105,7 +110,7 @@ fn options_reach_the_command_and_the_report_adds_up() {
     let report: serde_json::Value = serde_json::from_str(err.lines().last().unwrap()).unwrap();
     let number = |name: &str| report.pointer(name).and_then(serde_json::Value::as_u64).unwrap();
     assert!(number("/served/bytes") < number("/image_bytes") / 4, "a launch reads a part of the image: {report}");
-    let initramfs = fs::read_dir(debian().home().join("cache")).unwrap().map(|entry| entry.unwrap());
+    let initramfs = fs::read_dir(debian.home().join("cache")).unwrap().map(|entry| entry.unwrap());
     let initramfs = initramfs.filter(|entry| entry.file_name().to_string_lossy().starts_with("initramfs-"));
     let sizes: Vec<u64> = initramfs.map(|entry| entry.metadata().unwrap().len()).collect();
     assert!(sizes.len() == 1 && sizes[0] <= 3 << 20, "one initramfs of at most 3 MiB: {sizes:?}");
@@ -114,8 +119,9 @@ fn options_reach_the_command_and_the_report_adds_up() {
 
 #[test]
 fn output_of_any_length_arrives_and_input_too() {
+    let debian = debian();
     // Far more than one write of the guest, which the transport would not survive uncut.
-    let mut child = run(debian(), &["debian", "--", "sh", "-c", "head -c 5000000 /dev/zero; wc -c >&2"])
+    let mut child = run(&debian, &["debian", "--", "sh", "-c", "head -c 5000000 /dev/zero; wc -c >&2"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -132,18 +138,19 @@ fn output_of_any_length_arrives_and_input_too() {
 
 #[test]
 fn exit_statuses_are_those_of_a_shell() {
+    let debian = debian();
     for (command, status, said) in [
         (&["no-such-program"][..], 127, "no-such-program"),
         (&["/etc/passwd"], 126, "/etc/passwd"),
         (&["sh", "-c", "kill -9 $$"], 137, ""),
     ] {
         let arguments = [&["debian", "--"], command].concat();
-        let output = output(debian(), &arguments);
+        let output = output(&debian, &arguments);
         let err = text(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{err}");
         assert!(err.contains(said), "{err}");
     }
-    let output = output(debian(), &["--user", "nobody-knows", "debian", "--", "true"]);
+    let output = output(&debian, &["--user", "nobody-knows", "debian", "--", "true"]);
     assert_eq!(output.status.code(), Some(126));
     assert!(text(&output.stderr).contains("no user 'nobody-knows'"));
 }
@@ -169,8 +176,9 @@ fn signal(child: &Child, signal: Signal) {
 
 #[test]
 fn ctrl_c_reaches_the_command() {
+    let debian = debian();
     let script = "trap 'echo got it; exit 3' INT; echo up; while :; do sleep 0.1; done";
-    let (mut child, mut output) = start_until_up(debian(), script);
+    let (mut child, mut output) = start_until_up(&debian, script);
     signal(&child, Signal::INT);
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
@@ -179,15 +187,16 @@ fn ctrl_c_reaches_the_command() {
 
 #[test]
 fn a_terminal_has_its_size_and_takes_ctrl_c() {
+    let debian = debian();
     // script(1) gives lazyroot a terminal of a known size.
-    let command = run(debian(), &["-t", "debian", "--", "sh", "-c", "tty; stty size; sleep 100"]);
+    let command = run(&debian, &["-t", "debian", "--", "sh", "-c", "tty; stty size; sleep 100"]);
     let words: Vec<String> = std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(|word| format!("'{}'", word.to_string_lossy()))
         .collect();
     let inner = format!("stty rows 33 cols 99; {}", words.join(" "));
     let mut script = Command::new("script");
-    script.args(["-qec", &inner, "/dev/null"]).env("LAZYROOT_HOME", debian().home());
+    script.args(["-qec", &inner, "/dev/null"]).env("LAZYROOT_HOME", debian.home());
     let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script(1) is installed");
     let mut stdin = child.stdin.take().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -226,8 +235,9 @@ fn nothing_is_left_behind_however_lazyroot_ends() {
 
 #[test]
 fn a_name_in_use_is_refused() {
+    let debian = debian();
     let (mut child, _output) = {
-        let mut child = run(debian(), &["--name", "taken", "debian", "--", "sh", "-c", "echo up; sleep 100"])
+        let mut child = run(&debian, &["--name", "taken", "debian", "--", "sh", "-c", "echo up; sleep 100"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -236,7 +246,7 @@ fn a_name_in_use_is_refused() {
         output.read_line(&mut String::new()).unwrap();
         (child, output)
     };
-    let second = output(debian(), &["--name", "taken", "debian", "--", "true"]);
+    let second = output(&debian, &["--name", "taken", "debian", "--", "true"]);
     assert_eq!(second.status.code(), Some(125));
     assert!(text(&second.stderr).contains("'taken' is running already"));
     signal(&child, Signal::TERM);
@@ -295,8 +305,9 @@ fn a_bootc_image_boots_with_its_own_kernel() {
 
 #[test]
 fn systemd_boots_on_the_console() {
+    let debian = debian();
     // The console is standard output when there is no command.
-    let mut child = run(debian(), &["--append", "systemd.show_status=1", "debian"])
+    let mut child = run(&debian, &["--append", "systemd.show_status=1", "debian"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -386,8 +397,9 @@ fn bad_input_gets_one_clear_error() {
 
 #[test]
 fn a_guest_that_panics_ends_with_the_consoles_last_words() {
+    let debian = debian();
     // Without an init the kernel panics.
-    let lazyroot = debian();
+    let lazyroot = &debian;
     let output = output(lazyroot, &["--append", "rdinit=/none init=/none", "debian", "--", "true"]);
     let err = text(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{err}");
@@ -396,8 +408,9 @@ fn a_guest_that_panics_ends_with_the_consoles_last_words() {
 
 #[test]
 fn a_guest_that_cannot_reach_the_host_ends_with_the_reason() {
+    let debian = debian();
     // A word later on the command line wins: nobody listens at that port.
-    let output = output(debian(), &["--append", "lazyroot.port=7", "debian", "--", "true"]);
+    let output = output(&debian, &["--append", "lazyroot.port=7", "debian", "--", "true"]);
     let err = text(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{err}");
     assert!(err.contains("cannot reach lazyroot on the host"), "{err}");
