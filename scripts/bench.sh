@@ -5,14 +5,12 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
-LAZYROOT_TEST_ROOTFS=$demo/rootfs
-LAZYROOT_TEST_KERNEL_DEB=$(ls "$demo"/linux-image-*.deb)
-LAZYROOT_TEST_BIN=$target/release/lazyroot
+give_tests_their_inputs
 # Its own images, which stay for the next run.
 LAZYROOT_HOME=$target/bench/home
 # As guest-init, and beside it: one static binary.
 LAZYROOT_BENCH_PEER_INIT=$target/guest/$triple/guest/lazyroot-peer-init
-export LAZYROOT_TEST_ROOTFS LAZYROOT_TEST_KERNEL_DEB LAZYROOT_TEST_BIN LAZYROOT_HOME LAZYROOT_BENCH_PEER_INIT
+export LAZYROOT_HOME LAZYROOT_BENCH_PEER_INIT
 
 RUSTFLAGS="${RUSTFLAGS-} -C target-feature=+crt-static" cargo build --profile guest --locked \
     -p lazyroot-peer-init --target "$triple" --target-dir "$target/guest"

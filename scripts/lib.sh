@@ -37,3 +37,11 @@ export LAZYROOT_GUEST_INIT="$target/guest/$triple/guest/guest-init"
 if [ -x "$tools/bin/vhost-device-vsock" ]; then
     export LAZYROOT_VHOST_DEVICE_VSOCK="$tools/bin/vhost-device-vsock"
 fi
+
+# What tests and benchmarks work on.
+give_tests_their_inputs() {
+    LAZYROOT_TEST_ROOTFS=$demo/rootfs
+    LAZYROOT_TEST_KERNEL_DEB=$(ls "$demo"/linux-image-*.deb)
+    LAZYROOT_TEST_BIN=$target/release/lazyroot
+    export LAZYROOT_TEST_ROOTFS LAZYROOT_TEST_KERNEL_DEB LAZYROOT_TEST_BIN
+}

@@ -4,10 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
-LAZYROOT_TEST_ROOTFS=$demo/rootfs
-LAZYROOT_TEST_KERNEL_DEB=$(ls "$demo"/linux-image-*.deb)
-LAZYROOT_TEST_BIN=$target/release/lazyroot
-export LAZYROOT_TEST_ROOTFS LAZYROOT_TEST_KERNEL_DEB LAZYROOT_TEST_BIN
+give_tests_their_inputs
 
 sh scripts/lint.sh
 # Mounts need root: cargo itself stays with the user, the test programs are started through as-root.sh.

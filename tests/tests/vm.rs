@@ -156,8 +156,12 @@ fn exit_statuses_are_those_of_a_shell() {
 }
 
 /// Starts a command that says `up`, and waits until it has.
-fn start_until_up(lazyroot: &Lazyroot, script: &str) -> (Child, BufReader<std::process::ChildStdout>) {
-    let mut child = run(lazyroot, &["debian", "--", "sh", "-c", script])
+fn start_until_up(
+    lazyroot: &Lazyroot,
+    options: &[&str],
+    script: &str,
+) -> (Child, BufReader<std::process::ChildStdout>) {
+    let mut child = run(lazyroot, &[options, &["debian", "--", "sh", "-c", script]].concat())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -178,7 +182,7 @@ fn signal(child: &Child, signal: Signal) {
 fn ctrl_c_reaches_the_command() {
     let debian = debian();
     let script = "trap 'echo got it; exit 3' INT; echo up; while :; do sleep 0.1; done";
-    let (mut child, mut output) = start_until_up(&debian, script);
+    let (mut child, mut output) = start_until_up(&debian, &[], script);
     signal(&child, Signal::INT);
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
@@ -221,7 +225,7 @@ fn nothing_is_left_behind_however_lazyroot_ends() {
     assert_eq!({ early }.wait().unwrap().code(), Some(130));
     assert_nothing_left(&lazyroot);
     // A crash leaves a folder, which the next launch sweeps away; its processes are gone at once.
-    let (mut child, _output) = start_until_up(&lazyroot, "echo up; sleep 100");
+    let (mut child, _output) = start_until_up(&lazyroot, &[], "echo up; sleep 100");
     child.kill().unwrap();
     child.wait().unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -236,16 +240,7 @@ fn nothing_is_left_behind_however_lazyroot_ends() {
 #[test]
 fn a_name_in_use_is_refused() {
     let debian = debian();
-    let (mut child, _output) = {
-        let mut child = run(&debian, &["--name", "taken", "debian", "--", "sh", "-c", "echo up; sleep 100"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        output.read_line(&mut String::new()).unwrap();
-        (child, output)
-    };
+    let (mut child, _output) = start_until_up(&debian, &["--name", "taken"], "echo up; sleep 100");
     let second = output(&debian, &["--name", "taken", "debian", "--", "true"]);
     assert_eq!(second.status.code(), Some(125));
     assert!(text(&second.stderr).contains("'taken' is running already"));

@@ -40,6 +40,8 @@ impl Hub {
         let number = RandomState::new().hash_one(());
         self.expected.lock().expect("no panic under the lock").insert(number, sender);
         messages.send(FromHost::OpenStream(number)).await.map_err(|_| HubError)?;
+        // Held on to, it would keep a control connection that has been replaced.
+        drop(messages);
         stream.await.map_err(|_| HubError)
     }
 
