@@ -121,6 +121,8 @@ pub enum Role {
     Control,
     /// The stream that [`FromHost::OpenStream`] asked for.
     Stream(u64),
+    /// Another lazyroot reads images here: [`crate::peer`].
+    Peer,
 }
 
 /// A guest's first frame.
@@ -357,6 +359,7 @@ impl Request {
                     Role::Data(manifest) => out.u8(0).id(manifest),
                     Role::Control => out.u8(1),
                     Role::Stream(number) => out.u8(2).u64(*number),
+                    Role::Peer => out.u8(3),
                 };
                 out.frame(kind::HELLO, tag)
             }
@@ -393,6 +396,7 @@ impl Request {
                     0 => Role::Data(fields.id()?),
                     1 => Role::Control,
                     2 => Role::Stream(fields.u64()?),
+                    3 => Role::Peer,
                     _ => return Err(fields.malformed()),
                 };
                 Request::Hello(Hello { role })
@@ -488,6 +492,7 @@ mod tests {
             Request::Hello(Hello { role: Role::Data(id) }),
             Request::Hello(Hello { role: Role::Control }),
             Request::Hello(Hello { role: Role::Stream(7) }),
+            Request::Hello(Hello { role: Role::Peer }),
             Request::Get { what: Metadata::Manifest, offset: 1, len: 2 },
             Request::Get { what: Metadata::Index, offset: 1 << 40, len: MAX_READ },
             Request::Read { id, offset: 4096, len: 4096 },

@@ -9,6 +9,7 @@ pub mod exec;
 pub mod frame;
 pub mod id;
 pub mod index;
+pub mod peer;
 pub mod verity;
 
 pub use id::{Algorithm, ObjectId};

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use composefs::fsverity::Sha256HashValue;
 use composefs::mount::MountOptions;
 use composefs::repository::Repository;
-use lazyroot::store::{Content, Node, Progress, Source, Store};
+use lazyroot::store::{Content, Node, Object, Progress, Source, Store};
 use lazyroot_proto::{Algorithm, verity};
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::tree;
@@ -469,10 +469,10 @@ fn a_full_disk_is_one_clear_error_and_breaks_nothing() {
     // Not mounted: EROFS takes no image file on a tmpfs.
     let store = Store::at(&repository).unwrap();
     let image = store.resolve(&store.images().unwrap()[0].names[0]).unwrap();
-    for (object, size) in image.index.entries() {
-        let mut data = vec![0; *size as usize];
-        store.source().read(object, 0, &mut data).unwrap();
-        assert_eq!(verity::digest(Algorithm::Sha256, &data), *object);
+    for &(id, size) in image.index.entries() {
+        let mut data = vec![0; size as usize];
+        store.source().read(&Object { id, size }, 0, &mut data).unwrap();
+        assert_eq!(verity::digest(Algorithm::Sha256, &data), id);
     }
     assert_eq!(image.read_file(&store, "large").unwrap(), pattern(3_000_001));
 }
@@ -533,7 +533,7 @@ fn a_sha512_repository_works_too() {
     assert_eq!(store.algorithm(), Algorithm::Sha512);
     let image = store.import(&Source::Directory(source.path().to_owned()), Some("x"), &Progress::hidden()).unwrap();
     assert_eq!(image.read_file(&store, "/deep/large-too").unwrap(), pattern(3_000_001));
-    let large = verity::digest(Algorithm::Sha512, &pattern(3_000_001));
+    let large = Object { id: verity::digest(Algorithm::Sha512, &pattern(3_000_001)), size: 3_000_001 };
     assert_eq!(*store.source().leaves(&large).unwrap(), verity::leaves(Algorithm::Sha512, &pattern(3_000_001)));
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
 
-use crate::store::{Image, ObjectSource, Store};
+use crate::store::{Image, Object, ObjectSource, Store};
 
 /// An image being served.
 pub struct ServedImage {
@@ -34,6 +34,12 @@ impl ServedImage {
         let manifest_size = manifest.metadata()?.len();
         let index = image.index.clone();
         Ok(Self { id: image.id, index_bytes: index.to_bytes(), index, source, manifest, manifest_size })
+    }
+
+    /// The object with this id, if the image has it.
+    pub fn object(&self, id: &ObjectId) -> Option<Object> {
+        let (id, size) = self.index.get(self.index.position(id)?)?;
+        Some(Object { id, size })
     }
 
     /// Fills `buffer` from byte `offset` of the manifest.

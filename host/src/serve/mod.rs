@@ -128,6 +128,7 @@ impl Server {
                 (Role::Control, Some(hub)) => return hub.control(stream).await,
                 (Role::Stream(number), Some(hub)) => return hub.stream(number, stream),
                 (Role::Control | Role::Stream(_), None) => "this server runs no commands".to_owned(),
+                (Role::Peer, _) => "other lazyroots are not served here".to_owned(),
             },
             Ok(_) => "the first frame must be a hello".to_owned(),
             Err(error) => error.to_string(),

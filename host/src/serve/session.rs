@@ -199,8 +199,9 @@ impl Session<'_> {
     /// The reply to a range of an object that is in memory.
     fn cached(&self, tag: u64, range: Range) -> Option<Vec<u8>> {
         let Part::Object(id) = range.part else { return None };
+        let object = self.image.object(&id)?;
         let mut frame = data_frame(tag, range.len);
-        let cached = self.image.source.read_cached(&id, range.offset, &mut frame[HEADER..]);
+        let cached = self.image.source.read_cached(&object, range.offset, &mut frame[HEADER..]);
         cached.then(|| {
             self.server.stats.answered(range.part.object(), range.len);
             frame
@@ -270,6 +271,7 @@ fn check(image: &ServedImage, range: Range) -> Result<(), Failure> {
 
 /// The whole reply frame to a range that was checked. May block.
 fn read(image: &ServedImage, tag: u64, range: Range) -> Result<Vec<u8>, Failure> {
+    let object = |id| image.object(&id).ok_or_else(|| (ErrorCode::Refused, format!("object {id} is of no image here")));
     let unavailable = |error: &dyn std::fmt::Display| (ErrorCode::Unavailable, error.to_string());
     let mut frame = data_frame(tag, range.len);
     let buffer = &mut frame[HEADER..];
@@ -287,10 +289,10 @@ fn read(image: &ServedImage, tag: u64, range: Range) -> Result<Vec<u8>, Failure>
             .map_err(|error| unavailable(&format_args!("cannot read the manifest of {}: {error}", image.id)))?,
         Part::Index => piece(&image.index_bytes, buffer)?,
         Part::Object(id) => {
-            image.source.read(&id, range.offset, buffer).map_err(|error| unavailable(&error))?;
+            image.source.read(&object(id)?, range.offset, buffer).map_err(|error| unavailable(&error))?;
         }
         Part::Leaves(id) => {
-            let leaves = image.source.leaves(&id).map_err(|error| unavailable(&error))?;
+            let leaves = image.source.leaves(&object(id)?).map_err(|error| unavailable(&error))?;
             piece(&leaves, buffer)?;
         }
     }

@@ -25,7 +25,7 @@ use super::name::ImageName;
 use super::podman::{self, SideBySide};
 use super::progress::Progress;
 use super::repo::Store;
-use super::source::{ObjectError, ObjectSource};
+use super::source::{Object, ObjectError, ObjectSource};
 
 /// Threads that read and hash files of a folder: more only helps disks that answer slowly.
 const MAX_THREADS: usize = 8;
@@ -207,8 +207,9 @@ async fn import_oci<Hash: FsVerityHashValue>(
 /// The objects of an image that are missing or not as long as the manifest says, or the manifest itself. Hashing
 /// all of them would take as long as the import.
 fn damaged_objects(store: &Store, image: &ObjectId) -> Result<Vec<ObjectId>> {
-    let mut manifest = vec![0; store.source.size(image)? as usize];
-    store.source.read(image, 0, &mut manifest)?;
+    let size = store.source.size(image)?;
+    let mut manifest = vec![0; size as usize];
+    store.source.read(&Object { id: *image, size }, 0, &mut manifest)?;
     if verity::digest(image.algorithm(), &manifest) != *image {
         return Ok(vec![*image]);
     }

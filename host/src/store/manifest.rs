@@ -17,7 +17,7 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use rustix::fs::FileType;
 
-use super::source::ObjectSource;
+use super::source::{Object, ObjectSource};
 
 /// Symbolic links followed before a path counts as a loop, as in Linux.
 const MAX_LINKS: usize = 40;
@@ -146,7 +146,9 @@ impl Tree {
             Content::Hole => Ok(vec![0; size as usize]),
             Content::Object(id) => {
                 let mut data = vec![0; size as usize];
-                source.read(&id, 0, &mut data).with_context(|| format!("cannot read {}", path.display()))?;
+                source
+                    .read(&Object { id, size }, 0, &mut data)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
                 ensure!(
                     verity::digest(self.algorithm, &data) == id,
                     "{} cannot be trusted: object {id} is damaged; import the image again",

@@ -26,4 +26,4 @@ pub use name::{ImageName, ParseNameError};
 pub use progress::Progress;
 pub use repo::{Removed, Store};
 pub use repository::RepositorySource;
-pub use source::{ObjectError, ObjectSource};
+pub use source::{Object, ObjectError, ObjectSource};

@@ -21,7 +21,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::files::Files;
 use super::recent::Recent;
-use super::source::{ObjectError, ObjectSource};
+use super::source::{Object, ObjectError, ObjectSource};
 
 /// A read that starts at the object's beginning and is shorter than this is taken for a whole small object,
 /// whose file is not kept open.
@@ -149,7 +149,8 @@ impl Keep {
 }
 
 impl ObjectSource for RepositorySource {
-    fn read(&self, id: &ObjectId, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+    fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+        let id = &object.id;
         let file = self.file(id, Keep::for_read(offset, buf.len()))?;
         file.read_exact_at(buf, offset).map_err(|error| {
             self.forget(id);
@@ -163,7 +164,8 @@ impl ObjectSource for RepositorySource {
     }
 
     #[cfg(target_os = "linux")]
-    fn read_cached(&self, id: &ObjectId, offset: u64, buf: &mut [u8]) -> bool {
+    fn read_cached(&self, object: &Object, offset: u64, buf: &mut [u8]) -> bool {
+        let id = &object.id;
         let keep = Keep::for_read(offset, buf.len());
         let file = self.kept(id, keep).or_else(|| {
             let file = cached::open(&self.objects, &id.object_path())?;
@@ -172,7 +174,8 @@ impl ObjectSource for RepositorySource {
         file.is_some_and(|file| cached::read_exact_at(&file, buf, offset))
     }
 
-    fn leaves(&self, id: &ObjectId) -> Result<Arc<[u8]>, ObjectError> {
+    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+        let id = &object.id;
         let known = || self.leaves.lock().unwrap_or_else(PoisonError::into_inner).get(id);
         if let Some(leaves) = known() {
             return Ok(leaves);
@@ -265,21 +268,25 @@ mod tests {
     use super::*;
 
     /// A repository's folder with these objects in it.
-    fn repository(objects: &[&[u8]]) -> (tempfile::TempDir, RepositorySource, Vec<ObjectId>) {
+    fn repository(objects: &[&[u8]]) -> (tempfile::TempDir, RepositorySource, Vec<Object>) {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("objects")).unwrap();
-        let ids = objects.iter().map(|data| verity::digest(Algorithm::Sha256, data)).collect::<Vec<_>>();
-        for (id, data) in ids.iter().zip(objects) {
-            let path = object_file(dir.path(), id);
+        let objects: Vec<_> = objects.iter().map(|data| (object(Algorithm::Sha256, data), data)).collect();
+        for (object, data) in &objects {
+            let path = object_file(dir.path(), object);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, data).unwrap();
         }
         let source = RepositorySource::open(dir.path()).unwrap();
-        (dir, source, ids)
+        (dir, source, objects.into_iter().map(|(object, _)| object).collect())
     }
 
-    fn object_file(dir: &Path, id: &ObjectId) -> PathBuf {
-        dir.join("objects").join(id.object_path())
+    fn object(algorithm: Algorithm, data: &[u8]) -> Object {
+        Object { id: verity::digest(algorithm, data), size: data.len() as u64 }
+    }
+
+    fn object_file(dir: &Path, object: &Object) -> PathBuf {
+        dir.join("objects").join(object.id.object_path())
     }
 
     fn pattern(len: usize) -> Vec<u8> {
@@ -289,50 +296,50 @@ mod tests {
     #[test]
     fn a_read_fills_the_buffer_or_fails() {
         let data = pattern(700_000);
-        let (_dir, source, ids) = repository(&[&data, b""]);
+        let (_dir, source, objects) = repository(&[&data, b""]);
         for (offset, len) in [(0, 700_000), (0, 1), (699_999, 1), (4096, 300_000), (700_000, 0)] {
             let mut buf = vec![0; len];
-            source.read(&ids[0], offset, &mut buf).unwrap();
+            source.read(&objects[0], offset, &mut buf).unwrap();
             assert!(buf == data[offset as usize..][..len], "{len} bytes at {offset}");
         }
         for (offset, len) in [(0, 700_001), (699_999, 2), (700_000, 1), (u64::from(u32::MAX), 1)] {
-            let error = source.read(&ids[0], offset, &mut vec![0; len]).unwrap_err();
+            let error = source.read(&objects[0], offset, &mut vec![0; len]).unwrap_err();
             assert!(matches!(error, ObjectError::Short { .. }), "{len} bytes at {offset}: {error}");
         }
-        source.read(&ids[1], 0, &mut []).unwrap();
-        let absent = verity::digest(Algorithm::Sha512, b"absent");
-        assert!(matches!(source.read(&absent, 0, &mut [0]), Err(ObjectError::NotFound(id)) if id == absent));
+        source.read(&objects[1], 0, &mut []).unwrap();
+        let absent = object(Algorithm::Sha512, b"absent");
+        assert!(matches!(source.read(&absent, 0, &mut [0]), Err(ObjectError::NotFound(id)) if id == absent.id));
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn a_cached_read_fills_the_buffer_or_declines() {
         let data = pattern(700_000);
-        let (_dir, source, ids) = repository(&[&data]);
+        let (_dir, source, objects) = repository(&[&data]);
         // Just written, so in memory; the first ordinary read brings the path into the dentry cache too.
-        source.read(&ids[0], 0, &mut [0; 10]).unwrap();
+        source.read(&objects[0], 0, &mut [0; 10]).unwrap();
         for (offset, len) in [(0, 700_000), (5000, 400_000), (699_000, 1000), (0, 64)] {
             let mut buf = vec![0; len];
-            assert!(source.read_cached(&ids[0], offset, &mut buf), "{len} bytes at {offset} are in memory");
+            assert!(source.read_cached(&objects[0], offset, &mut buf), "{len} bytes at {offset} are in memory");
             assert!(buf == data[offset as usize..][..len]);
         }
-        assert!(!source.read_cached(&ids[0], 699_999, &mut [0; 2]), "beyond the end");
-        assert!(!source.read_cached(&verity::digest(Algorithm::Sha256, b"absent"), 0, &mut [0]));
+        assert!(!source.read_cached(&objects[0], 699_999, &mut [0; 2]), "beyond the end");
+        assert!(!source.read_cached(&object(Algorithm::Sha256, b"absent"), 0, &mut [0]));
     }
 
     #[test]
     fn leaves_are_verified_written_and_read_back() {
         let (small, large) = (pattern(5000), pattern(400_000));
-        let (dir, source, ids) = repository(&[&small, &large]);
-        assert_eq!(*source.leaves(&ids[0]).unwrap(), verity::leaves(Algorithm::Sha256, &small));
+        let (dir, source, objects) = repository(&[&small, &large]);
+        assert_eq!(*source.leaves(&objects[0]).unwrap(), verity::leaves(Algorithm::Sha256, &small));
         let expected = verity::leaves(Algorithm::Sha256, &large);
-        assert_eq!(*source.leaves(&ids[1]).unwrap(), expected);
-        let stored = dir.path().join("lazyroot/leaves").join(ids[1].object_path());
+        assert_eq!(*source.leaves(&objects[1]).unwrap(), expected);
+        let stored = dir.path().join("lazyroot/leaves").join(objects[1].id.object_path());
         assert_eq!(fs::read(&stored).unwrap(), expected);
         // A damaged file is recognised and replaced.
         fs::write(&stored, pattern(expected.len())).unwrap();
         let again = RepositorySource::open(dir.path()).unwrap();
-        assert_eq!(*again.leaves(&ids[1]).unwrap(), expected);
+        assert_eq!(*again.leaves(&objects[1]).unwrap(), expected);
         assert_eq!(fs::read(&stored).unwrap(), expected);
         assert_eq!(fs::read_dir(dir.path().join("lazyroot/tmp")).unwrap().count(), 0);
     }
@@ -340,28 +347,28 @@ mod tests {
     #[test]
     fn leaves_of_a_damaged_object_are_refused() {
         let large = pattern(400_000);
-        let (dir, source, ids) = repository(&[&large]);
-        let path = object_file(dir.path(), &ids[0]);
+        let (dir, source, objects) = repository(&[&large]);
+        let path = object_file(dir.path(), &objects[0]);
         fs::write(&path, &large[..300_000]).unwrap();
-        assert!(matches!(source.leaves(&ids[0]), Err(ObjectError::Corrupt(id)) if id == ids[0]));
+        assert!(matches!(source.leaves(&objects[0]), Err(ObjectError::Corrupt(id)) if id == objects[0].id));
         let mut flipped = large.clone();
         flipped[123_456] ^= 1;
         fs::write(&path, &flipped).unwrap();
-        assert!(matches!(source.leaves(&ids[0]), Err(ObjectError::Corrupt(_))));
+        assert!(matches!(source.leaves(&objects[0]), Err(ObjectError::Corrupt(_))));
         // Once repaired it is found, although its file was open before.
-        source.read(&ids[0], 1, &mut [0]).unwrap();
+        source.read(&objects[0], 1, &mut [0]).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, &large).unwrap();
-        assert!(source.leaves(&ids[0]).is_ok());
+        assert!(source.leaves(&objects[0]).is_ok());
     }
 
     #[test]
     fn a_repository_that_cannot_be_written_still_gives_leaves() {
         let large = pattern(400_000);
-        let (dir, source, ids) = repository(&[&large]);
+        let (dir, source, objects) = repository(&[&large]);
         // A file where the folder would be: nobody can write below it, not even root.
         fs::write(dir.path().join("lazyroot"), b"").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o500)).unwrap();
-        assert_eq!(*source.leaves(&ids[0]).unwrap(), verity::leaves(Algorithm::Sha256, &large));
+        assert_eq!(*source.leaves(&objects[0]).unwrap(), verity::leaves(Algorithm::Sha256, &large));
     }
 }

@@ -4,6 +4,16 @@ use std::sync::Arc;
 
 use lazyroot_proto::ObjectId;
 
+/// An object as an image's index lists it. Its size is known before anything of it is read, so no source has to be
+/// asked for it, and what a source sends can be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Object {
+    /// Its fs-verity digest.
+    pub id: ObjectId,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
 /// Why an object could not be read. Its text names the object and, where there is one, the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
@@ -31,20 +41,28 @@ pub enum ObjectError {
         /// The system's error.
         error: std::io::Error,
     },
+    /// No upstream could give it.
+    #[error("object {id} cannot be had: {why}")]
+    Unavailable {
+        /// Which object.
+        id: ObjectId,
+        /// What each upstream said.
+        why: String,
+    },
 }
 
 /// Somewhere objects come from. Calls may block; the server keeps them off the threads that must not.
 pub trait ObjectSource: Send + Sync {
     /// Fills `buf` with the object's bytes from `offset` on: all of `buf`, or an error. The content is not
     /// verified here: the guest does that with the digests it trusts.
-    fn read(&self, id: &ObjectId, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError>;
+    fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError>;
 
     /// Like [`ObjectSource::read`] if that needs no waiting (the bytes are in memory); `false`, with `buf` in an
     /// unknown state, if it might wait or fail.
-    fn read_cached(&self, _id: &ObjectId, _offset: u64, _buf: &mut [u8]) -> bool {
+    fn read_cached(&self, _object: &Object, _offset: u64, _buf: &mut [u8]) -> bool {
         false
     }
 
     /// The object's Merkle leaves ([`lazyroot_proto::verity`]), computed once per object and kept.
-    fn leaves(&self, id: &ObjectId) -> Result<Arc<[u8]>, ObjectError>;
+    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError>;
 }

@@ -1,0 +1,252 @@
+//! What one lazyroot says to another that it reads images through.
+//!
+//! A connection whose hello has the role [`Peer`](crate::frame::Role::Peer) carries these requests, pipelined like a
+//! guest's, for every image that the other end has. Replies are those of [`crate::frame::FromHost`] and the two here.
+
+use crate::ObjectId;
+use crate::frame::{FrameError, FromHost, MAX_READ, Reader, Writer};
+
+/// The longest reference a [`Request::Resolve`] may carry, in bytes.
+pub const MAX_REFERENCE: usize = 4096;
+
+/// Frame kinds, by number; chosen beside those of [`crate::frame::kind`].
+pub mod kind {
+    #![allow(missing_docs, reason = "named as the messages they carry")]
+    pub const RESOLVE: u8 = 0x10;
+    pub const MANIFEST: u8 = 0x11;
+    pub const OBJECT: u8 = 0x12;
+    pub const OBJECT_LEAVES: u8 = 0x13;
+    pub const COMPRESSION: u8 = 0x14;
+    pub const IMAGE: u8 = 0xb0;
+    pub const PACKED: u8 = 0xb1;
+}
+
+/// A range of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Which object.
+    pub id: ObjectId,
+    /// The object's size in bytes, as the image's index says.
+    pub size: u64,
+    /// In bytes.
+    pub offset: u64,
+    /// In bytes, at most [`MAX_READ`].
+    pub len: u32,
+}
+
+/// What the reading end sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Find an image: a name, a digest, or a source to import it from (`containers-storage:NAME`). May take as long as
+    /// an import.
+    Resolve(String),
+    /// `len` bytes at `offset` of an image's manifest.
+    Manifest {
+        /// The manifest's digest.
+        id: ObjectId,
+        /// In bytes.
+        offset: u64,
+        /// In bytes, at most [`MAX_READ`].
+        len: u32,
+    },
+    /// A range of an object.
+    Object(Range),
+    /// A range of an object's Merkle leaves (see [`crate::verity`]); `size` is the object's.
+    Leaves(Range),
+    /// Compress replies from now on, or do so no more.
+    Compression(Compression),
+    /// Is anybody there? Answered at once, ahead of reads under way.
+    Ping,
+}
+
+/// How replies with data are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// As they are.
+    None,
+    /// With zstd, where that makes them shorter.
+    Zstd,
+}
+
+/// What the serving end sends besides [`FromHost`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply<'a> {
+    /// The image that was asked for.
+    Image {
+        /// The manifest's digest.
+        id: ObjectId,
+        /// The manifest's size in bytes.
+        manifest_size: u64,
+        /// Its name there; empty if it was found by digest.
+        name: String,
+        /// Its OCI configuration, JSON; empty if it has none.
+        config: &'a [u8],
+    },
+    /// What a read asked for, all of it, as one zstd frame.
+    Packed {
+        /// Its length unpacked, in bytes, at most [`MAX_READ`].
+        len: u32,
+        /// The zstd frame.
+        data: &'a [u8],
+    },
+    /// As a guest gets it.
+    Plain(FromHost<'a>),
+}
+
+fn read_len(fields: &mut Reader<'_>) -> Result<u32, FrameError> {
+    match fields.u32()? {
+        len @ 1..=MAX_READ => Ok(len),
+        _ => Err(fields.malformed()),
+    }
+}
+
+impl Range {
+    fn write(&self, kind: u8, tag: u64) -> Vec<u8> {
+        Writer::default().id(&self.id).u64(self.size).u64(self.offset).u32(self.len).frame(kind, tag)
+    }
+
+    fn read(fields: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(Self { id: fields.id()?, size: fields.u64()?, offset: fields.u64()?, len: read_len(fields)? })
+    }
+}
+
+impl Request {
+    /// The whole frame, header included.
+    pub fn encode(&self, tag: u64) -> Vec<u8> {
+        let out = Writer::default();
+        match self {
+            Request::Resolve(reference) => out.bytes(reference.as_bytes()).frame(kind::RESOLVE, tag),
+            Request::Manifest { id, offset, len } => out.id(id).u64(*offset).u32(*len).frame(kind::MANIFEST, tag),
+            Request::Object(range) => range.write(kind::OBJECT, tag),
+            Request::Leaves(range) => range.write(kind::OBJECT_LEAVES, tag),
+            Request::Compression(compression) => out.u8(*compression as u8).frame(kind::COMPRESSION, tag),
+            Request::Ping => crate::frame::Request::Ping.encode(tag),
+        }
+    }
+
+    /// Parses a payload that came with a header of `kind`.
+    ///
+    /// # Errors
+    /// If the kind is not one of these requests' or the payload is not exactly of its form.
+    pub fn decode(kind: u8, payload: &[u8]) -> Result<Self, FrameError> {
+        let mut fields = Reader::new(kind, payload);
+        let request = match kind {
+            kind::RESOLVE if payload.len() <= MAX_REFERENCE => {
+                let reference = std::str::from_utf8(fields.rest()).map_err(|_| FrameError::Malformed(kind))?;
+                Request::Resolve(reference.to_owned())
+            }
+            kind::RESOLVE => return Err(FrameError::Malformed(kind)),
+            kind::MANIFEST => {
+                Request::Manifest { id: fields.id()?, offset: fields.u64()?, len: read_len(&mut fields)? }
+            }
+            kind::OBJECT => Request::Object(Range::read(&mut fields)?),
+            kind::OBJECT_LEAVES => Request::Leaves(Range::read(&mut fields)?),
+            kind::COMPRESSION => Request::Compression(match fields.u8()? {
+                0 => Compression::None,
+                1 => Compression::Zstd,
+                _ => return Err(fields.malformed()),
+            }),
+            crate::frame::kind::PING => Request::Ping,
+            other => return Err(FrameError::UnknownKind(other)),
+        };
+        fields.end(request)
+    }
+}
+
+impl<'a> Reply<'a> {
+    /// The whole frame, header included.
+    pub fn encode(&self, tag: u64) -> Vec<u8> {
+        let out = Writer::default();
+        match self {
+            Reply::Image { id, manifest_size, name, config } => {
+                let out = out.id(id).u64(*manifest_size).u16(name.len() as u16);
+                out.bytes(name.as_bytes()).bytes(config).frame(kind::IMAGE, tag)
+            }
+            Reply::Packed { len, data } => out.u32(*len).bytes(data).frame(kind::PACKED, tag),
+            Reply::Plain(reply) => reply.encode(tag),
+        }
+    }
+
+    /// Parses a payload that came with a header of `kind`.
+    ///
+    /// # Errors
+    /// If the kind is not a reply's or the payload is not exactly of its form.
+    pub fn decode(kind: u8, payload: &'a [u8]) -> Result<Self, FrameError> {
+        let mut fields = Reader::new(kind, payload);
+        let reply = match kind {
+            kind::IMAGE => {
+                let (id, manifest_size) = (fields.id()?, fields.u64()?);
+                let len = fields.u16()?;
+                let name = std::str::from_utf8(fields.bytes(len.into())?).map_err(|_| FrameError::Malformed(kind))?;
+                Reply::Image { id, manifest_size, name: name.to_owned(), config: fields.rest() }
+            }
+            kind::PACKED => Reply::Packed { len: read_len(&mut fields)?, data: fields.rest() },
+            _ => return FromHost::decode(kind, payload).map(Reply::Plain),
+        };
+        fields.end(reply)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{HEADER, Header};
+    use crate::{Algorithm, verity};
+    use proptest::prelude::*;
+
+    fn split(frame: &[u8]) -> (u8, &[u8]) {
+        let header = Header::decode(frame[..HEADER].try_into().unwrap()).unwrap();
+        assert_eq!((header.len as usize, header.tag), (frame.len() - HEADER, 3));
+        (header.kind, &frame[HEADER..])
+    }
+
+    #[test]
+    fn messages_round_trip() {
+        let id = verity::digest(Algorithm::Sha512, b"x");
+        let range = Range { id, size: 1 << 33, offset: 1 << 32, len: MAX_READ };
+        for request in [
+            Request::Resolve("containers-storage:localhost/os:1".into()),
+            Request::Manifest { id, offset: 7, len: 1 },
+            Request::Object(range),
+            Request::Leaves(range),
+            Request::Compression(Compression::Zstd),
+            Request::Compression(Compression::None),
+            Request::Ping,
+        ] {
+            let frame = request.encode(3);
+            let (kind, payload) = split(&frame);
+            assert_eq!(Request::decode(kind, payload), Ok(request));
+        }
+        for reply in [
+            Reply::Image { id, manifest_size: 9, name: "a:b".into(), config: b"{}" },
+            Reply::Packed { len: 5, data: b"zstd" },
+            Reply::Plain(FromHost::Data(b"bytes")),
+            Reply::Plain(FromHost::Pong),
+        ] {
+            let frame = reply.encode(3);
+            let (kind, payload) = split(&frame);
+            assert_eq!(Reply::decode(kind, payload), Ok(reply));
+        }
+    }
+
+    #[test]
+    fn lengths_beyond_the_limits_are_refused() {
+        let long = Request::Resolve("a".repeat(MAX_REFERENCE + 1)).encode(3);
+        assert_eq!(Request::decode(kind::RESOLVE, split(&long).1), Err(FrameError::Malformed(kind::RESOLVE)));
+        for len in [0, MAX_READ + 1] {
+            let frame = Reply::Packed { len, data: b"" }.encode(3);
+            assert_eq!(Reply::decode(kind::PACKED, split(&frame).1), Err(FrameError::Malformed(kind::PACKED)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_fail_without_panic(kind in any::<u8>(), payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(request) = Request::decode(kind, &payload) {
+                let frame = request.encode(0);
+                prop_assert_eq!(Request::decode(kind, &frame[HEADER..]), Ok(request));
+            }
+            let _ = Reply::decode(kind, &payload);
+        }
+    }
+}
