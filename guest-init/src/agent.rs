@@ -19,10 +19,10 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::boot::power_off;
+use crate::cmdline::Mode;
 use crate::link::{Address, FrameReader, dial, write_capped};
 use crate::sys::{self, Identity};
-use crate::users;
+use crate::{shutdown, users};
 
 /// Pause before the control connection is opened again after it broke; twice as long each time it breaks at once, up to
 /// the second: a server that runs no commands refuses it for ever.
@@ -36,12 +36,13 @@ const PIPE_CAPACITY: usize = 64 << 10;
 pub struct Agent {
     address: Address,
     root: Arc<OwnedFd>,
+    mode: Mode,
 }
 
 impl Agent {
-    /// An agent that runs programs in `root`, a directory that becomes theirs.
-    pub fn new(address: Address, root: OwnedFd) -> Self {
-        Self { address, root: Arc::new(root) }
+    /// An agent that runs programs in `root`, a directory that becomes theirs, beside an init or without one.
+    pub fn new(address: Address, root: OwnedFd, mode: Mode) -> Self {
+        Self { address, root: Arc::new(root), mode }
     }
 
     /// Serves the host; never returns.
@@ -73,7 +74,11 @@ impl Agent {
                         }
                     });
                 }
-                FromHost::PowerOff => power_off(),
+                FromHost::PowerOff => {
+                    let (root, mode) = (self.root.clone(), self.mode);
+                    // Not here: until the end the host may want more streams.
+                    thread::spawn(move || shutdown::gently(&root, mode));
+                }
                 FromHost::Welcome { .. } => (),
                 other => return Err(io::Error::other(format!("unexpected on a control connection: {other:?}"))),
             }

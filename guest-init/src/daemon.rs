@@ -54,7 +54,7 @@ pub fn main(started: u64) -> Result<()> {
     // A byte says that the image is PID 1's root, with /dev and /proc in it, which programs need. The end without
     // one says that this failed: PID 1 is about to power off, and needs the root until then.
     if std::io::stdin().read_exact(&mut [0]).is_ok() {
-        let agent = Agent::new(address, root);
+        let agent = Agent::new(address, root, boot.mode);
         std::thread::Builder::new().name("agent".into()).spawn(move || agent.run())?;
     }
     mounted.wait().context("the root's data layer ended")

@@ -15,5 +15,6 @@ mod loopdev;
 pub mod mount;
 mod neighbours;
 pub mod objects;
+mod shutdown;
 mod sys;
 mod users;

@@ -133,6 +133,13 @@ pub fn prepare_program(
     Ok(())
 }
 
+/// Asks systemd, as PID 1, to power off: `SIGRTMIN+4` starts `poweroff.target` (systemd(1)).
+pub fn ask_systemd_to_power_off() -> io::Result<()> {
+    // SAFETY: no memory is involved; a number that is no signal is an error.
+    let result = unsafe { libc::kill(1, libc::SIGRTMIN() + 4) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Brings the loopback interface up: programs expect 127.0.0.1 even where no init configures a network.
 pub fn bring_up_loopback() -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketType, socket};

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod data;
+pub mod images;
 pub mod lazyroot;
 pub mod tree;
 

@@ -4,30 +4,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lazyroot_tests::images::{debian, tiny_root};
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::rootfs;
 use rustix::process::{Pid, Signal, kill_process};
-
-/// One home with the kernel and the Debian image for the tests that run at a time: importing is not what they are
-/// about. It goes with the last of them.
-fn debian() -> Arc<Lazyroot> {
-    static HOME: Mutex<Weak<Lazyroot>> = Mutex::new(Weak::new());
-    let mut home = HOME.lock().unwrap_or_else(PoisonError::into_inner);
-    home.upgrade().unwrap_or_else(|| {
-        let lazyroot = Arc::new(Lazyroot::default());
-        lazyroot.import_kernel();
-        lazyroot.import(&rootfs(), "debian");
-        *home = Arc::downgrade(&lazyroot);
-        lazyroot
-    })
-}
 
 /// `lazyroot run` with these options, image and command.
 fn run(lazyroot: &Lazyroot, arguments: &[&str]) -> Command {
@@ -246,23 +230,6 @@ fn a_name_in_use_is_refused() {
     assert!(text(&second.stderr).contains("'taken' is running already"));
     signal(&child, Signal::TERM);
     child.wait().unwrap();
-}
-
-/// A root with no init and nothing of Debian's layout but one static program.
-fn tiny_root() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    fs::create_dir_all(dir.path().join("bin")).unwrap();
-    let busybox = rootfs_program("busybox");
-    fs::copy(busybox, dir.path().join("bin/busybox")).unwrap();
-    fs::set_permissions(dir.path().join("bin/busybox"), fs::Permissions::from_mode(0o755)).unwrap();
-    dir
-}
-
-/// A static program of this machine.
-fn rootfs_program(name: &str) -> std::path::PathBuf {
-    let path = Path::new("/bin").join(name);
-    assert!(path.exists(), "{} is missing: 'make test' installs busybox-static", path.display());
-    path
 }
 
 #[test]

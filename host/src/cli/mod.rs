@@ -1,9 +1,14 @@
 //! The command line: one file per verb, which parses, calls and prints.
 
+mod background;
+mod exec;
 mod image;
 mod kernel;
+mod life;
+mod logs;
 #[cfg(target_os = "linux")]
 mod mount;
+mod ps;
 mod run;
 mod serve;
 
@@ -37,6 +42,16 @@ struct Cli {
 #[derive(clap::Subcommand)]
 enum Verb {
     Run(run::RunArgs),
+    Ps(ps::PsArgs),
+    Exec(exec::ExecArgs),
+    Shell(exec::ShellArgs),
+    Logs(logs::LogsArgs),
+    Inspect(ps::InspectArgs),
+    Stop(life::StopArgs),
+    Wait(life::WaitArgs),
+    Rm(life::RmArgs),
+    Pause(life::PauseArgs),
+    Resume(life::ResumeArgs),
     /// Brings images into the store and shows what is there
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -97,6 +112,16 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
     match cli.verb {
         Verb::Image(command) => image::run(command, &context),
         Verb::Run(args) => run::run(args, &context, launched),
+        Verb::Ps(args) => ps::ps(&args, &context),
+        Verb::Exec(args) => exec::run(args, &context),
+        Verb::Shell(args) => exec::shell(&args, &context),
+        Verb::Logs(args) => logs::run(&args, &context),
+        Verb::Inspect(args) => ps::inspect(&args, &context),
+        Verb::Stop(args) => life::stop(&args, &context),
+        Verb::Wait(args) => life::wait(&args, &context),
+        Verb::Rm(args) => life::rm(&args, &context),
+        Verb::Pause(args) => life::pause(&args, &context),
+        Verb::Resume(args) => life::resume(&args, &context),
         Verb::Kernel(command) => kernel::run(command, &context),
         Verb::Serve(args) => serve::run(&args, &context),
         #[cfg(target_os = "linux")]
@@ -114,4 +139,20 @@ fn print(text: &str) -> Result<ExitCode> {
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// What a verb waits in that talks to running VMs: one thread is enough, and is there at once.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Rows in columns as wide as what is in them.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let line = |row: &[String; N]| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        cells.join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
 }

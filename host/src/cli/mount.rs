@@ -1,25 +1,17 @@
 //! `lazyroot mount` and `umount`: the lazy root on this machine, through the guest's own data plane.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use lazyroot_guest::link::{Address, Link, REQUEST_DEADLINE};
 use lazyroot_guest::mount::{self, Mounted, Trust, Upper};
 
-use super::Context;
+use super::{Context, background};
 use crate::serve::{Catalog, Endpoint, Listener, ServedImage, Server};
 use crate::store::{Image, Store};
-use crate::vm::end_with_parent;
-
-/// What the background process says on its standard output when the image is mounted.
-const READY: &str = "mounted";
-
-/// Set for the process in the background, which this program starts by running itself again.
-const BACKGROUND: &str = "LAZYROOT_MOUNT_IN_BACKGROUND";
 
 /// Mount an image on this machine, without a VM (needs root)
 #[derive(clap::Args)]
@@ -61,37 +53,17 @@ pub fn run(args: &MountArgs, context: &Context) -> Result<ExitCode> {
     }
     let store = Store::open(&context.home, context.store.as_deref())?;
     let image = store.resolve(&args.image)?;
-    match (args.foreground, std::env::var_os(BACKGROUND)) {
-        (false, None) => background()?,
+    match (args.foreground, background::is_here()) {
+        (false, false) => return background::start(),
         (true, _) => serve_mount(args, context, &store, &image, &dir)?.wait()?,
-        (false, Some(_)) => {
-            // A session of its own: the terminal's Ctrl-C and hang-up are not for a mount in the background.
-            let _ = rustix::process::setsid();
+        (false, true) => {
+            background::enter();
             let mount = serve_mount(args, context, &store, &image, &dir)?;
-            detach()?;
+            background::detach(&File::options().read(true).write(true).open("/dev/null")?)?;
             mount.wait()?;
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Runs this very command again in the foreground of a process of its own, and waits until it has mounted.
-fn background() -> Result<()> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(std::env::args_os().skip(1)).env(BACKGROUND, "1");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // Until it has mounted: Ctrl-C here must not leave it trying.
-    end_with_parent(&mut command);
-    let mut child = command.spawn().context("cannot start the mount's process")?;
-    let mut ready = String::new();
-    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready)?;
-    if ready.trim_end() == READY {
-        return Ok(());
-    }
-    let mut words = String::new();
-    child.stderr.take().expect("piped").read_to_string(&mut words)?;
-    child.wait()?;
-    bail!("{}", words.trim_end().trim_start_matches("lazyroot: "))
 }
 
 /// A mount and all that serves it.
@@ -130,12 +102,12 @@ fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image
     };
     let mount = mount_image(address, image, dir, private.path(), args.read_write)?;
     runtime.spawn(unmount_on_signal(dir.to_owned()));
-    // From here on we outlive whoever started us. They are waiting for the word: if they are gone, so is the mount.
-    rustix::process::set_parent_process_death_signal(None)?;
-    let mut stdout = std::io::stdout();
-    if let Err(error) = writeln!(stdout, "{READY}").and_then(|()| stdout.flush()) {
-        let _ = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH);
-        bail!("nobody waits for the mount any more: {error}");
+    if background::is_here() {
+        background::ready("").inspect_err(|_| {
+            let _ = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH);
+        })?;
+    } else {
+        super::print("mounted\n")?;
     }
     Ok(ServedMount { mount, runtime, _private: private })
 }
@@ -147,15 +119,6 @@ fn mount_image(address: Address, image: &Image, dir: &Path, private: &Path, read
     crate::home::private_dir(&workdir)?;
     let upper = if read_write { Upper::Tmpfs } else { Upper::None };
     mount::mount(Arc::new(link), trust, dir, &workdir, upper)
-}
-
-/// Lets go of whoever started us: of their folder, and of their pipes, whose end they may wait for.
-fn detach() -> Result<()> {
-    std::env::set_current_dir("/")?;
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
-    Ok(())
 }
 
 async fn unmount_on_signal(dir: PathBuf) {

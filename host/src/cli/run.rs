@@ -1,6 +1,8 @@
 //! `lazyroot run`: boot an ephemeral VM straight into an image.
 
+use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -8,9 +10,11 @@ use anyhow::{Context as _, Result, bail};
 use lazyroot_proto::boot::INITS;
 use lazyroot_proto::exec::Exec;
 
-use super::Context;
+use super::exec::{give_terminal, variables};
+use super::logs::OWN_LOG;
+use super::{Context, background};
 use crate::store::{Image, Store};
-use crate::vm::launch::{self, Launch};
+use crate::vm::launch::{self, Keep, Launch};
 use crate::vm::{accel, exec};
 
 /// Boot an ephemeral VM into an image, and run a command in it or its own init
@@ -25,8 +29,14 @@ pub struct RunArgs {
     /// Command to run, and its arguments
     #[arg(last = true)]
     command: Vec<std::ffi::OsString>,
-    /// Give the command a terminal
+    /// Go on in the background; returns once the VM is ready, or says why it is not
     #[arg(short, long)]
+    detach: bool,
+    /// With --detach: remove the VM's logs and name when it ends
+    #[arg(long, requires = "detach")]
+    rm: bool,
+    /// Give the command a terminal
+    #[arg(short, long, conflicts_with = "detach")]
     tty: bool,
     /// Virtual CPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -56,7 +66,7 @@ pub struct RunArgs {
     #[arg(long, default_value = "qemu")]
     hypervisor: accel::Choice,
     /// Say on stderr, at the end, how long the launch took and what was fetched
-    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table", conflicts_with = "detach")]
     report: Option<super::Format>,
 }
 
@@ -78,6 +88,9 @@ fn memory(text: &str) -> Result<u32, String> {
 
 /// Runs the VM to its end.
 pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCode> {
+    if args.detach && !background::is_here() {
+        return background::start();
+    }
     let store = Store::open(&context.home, context.store.as_deref())?;
     let image = store.resolve(&args.image)?;
     let command = command(&args, &image)?;
@@ -93,6 +106,17 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
         show_console: context.verbose > 0,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if args.detach {
+        background::enter();
+        let keep = if args.rm { Keep::No } else { Keep::UntilRemoved };
+        let up = |name: &str, dir: &Path| {
+            let log = File::create(dir.join(OWN_LOG)).context("cannot make the VM's log")?;
+            background::ready(name)?;
+            background::detach(&log)
+        };
+        let outcome = runtime.block_on(launch::run_detached(&context.home, &store, launch, keep, launched, up));
+        return Ok(outcome?.report().into());
+    }
     let result = runtime.block_on(launch::run(&context.home, &store, launch, launched));
     // A read of our standard input may still be under way: it must not hold us up.
     runtime.shutdown_background();
@@ -125,28 +149,17 @@ fn command(args: &RunArgs, image: &Image) -> Result<Option<Exec>> {
             bail!("the image has no init ({}) and no entrypoint: give a command after --", INITS.join(", "));
         }
         // Nobody asked for pipes: the entrypoint is what the user meets.
-        (argv, exec::on_terminal())
+        (argv, !args.detach && exec::on_terminal())
     };
     let mut env = bytes(&config.env);
-    for variable in &args.env {
-        match (variable.contains('='), std::env::var(variable)) {
-            (true, _) => env.push(variable.clone().into_bytes()),
-            (false, Ok(value)) => env.push(format!("{variable}={value}").into_bytes()),
-            (false, Err(_)) => (),
-        }
-    }
-    let terminal = if args.tty || own_terminal {
-        let window = exec::window().context("-t needs a terminal on standard input")?;
-        if let Ok(kind) = std::env::var("TERM") {
-            env.push(format!("TERM={kind}").into_bytes());
-        }
-        Some(window)
-    } else {
-        None
-    };
+    env.extend(variables(&args.env));
     let workdir = args.workdir.clone().unwrap_or(config.working_dir);
     let user = args.user.clone().unwrap_or(config.user);
-    Ok(Some(Exec { argv, env, workdir: workdir.into(), user: user.into(), terminal }))
+    let mut request = Exec { argv, env, workdir: workdir.into(), user: user.into(), terminal: None };
+    if args.tty || own_terminal {
+        give_terminal(&mut request, exec::window().context("-t needs a terminal on standard input")?);
+    }
+    Ok(Some(request))
 }
 
 #[cfg(test)]

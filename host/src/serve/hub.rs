@@ -45,6 +45,20 @@ impl Hub {
         stream.await.map_err(|_| HubError)
     }
 
+    /// Waits until the guest's agent is there.
+    pub async fn agent(&self) {
+        self.messages().await;
+    }
+
+    /// Asks the guest to shut down, if its agent is there.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub async fn power_off(&self) -> Result<(), HubError> {
+        let messages = self.control.borrow().clone().ok_or(HubError)?;
+        messages.send(FromHost::PowerOff).await.map_err(|_| HubError)
+    }
+
     async fn messages(&self) -> Messages {
         let mut control = self.control.subscribe();
         let connected = control.wait_for(Option::is_some).await.expect("the sender is ours and lives as long as we do");

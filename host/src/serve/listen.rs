@@ -153,7 +153,10 @@ impl Listener {
     }
 
     /// The next connection.
-    pub(super) async fn accept(&mut self) -> io::Result<BoxStream> {
+    ///
+    /// # Errors
+    /// If the system refuses one, most likely for want of file descriptors; a later one may come.
+    pub async fn accept(&mut self) -> io::Result<BoxStream> {
         match &mut self.0 {
             Inner::Unix { listener, .. } => Ok(Box::pin(listener.accept().await?.0)),
             #[cfg(target_os = "linux")]

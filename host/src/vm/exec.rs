@@ -8,11 +8,12 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, STDIN_WINDOW, ToGuest, ToHost, Window};
 use lazyroot_proto::frame::{HEADER, MAX_PAYLOAD};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::serve::{BoxStream, printable, read_frame, write_frame};
+use super::log::Log;
+use crate::serve::{printable, read_frame, write_frame};
 
 /// Signals that ask to end after which a program that ignores them is given up on.
 const PATIENCE: u32 = 3;
@@ -28,6 +29,9 @@ const SIGNALLED: u8 = 128;
 pub struct Status(pub u8);
 
 impl Status {
+    /// Of a program that had to be killed.
+    pub const KILLED: Self = Self(SIGNALLED + SIGKILL);
+
     /// As shells report a program that a signal ended.
     fn of_signal(number: u8) -> Self {
         Self(SIGNALLED.wrapping_add(number))
@@ -46,20 +50,118 @@ pub fn window() -> Option<Window> {
     Some(Window { rows: size.ws_row, columns: size.ws_col })
 }
 
-/// Runs `exec` on a stream that the guest opened: our standard streams are the program's, our signals reach it.
-/// `started` is called once, when the program runs.
-///
-/// # Errors
-/// If the stream ends before the program does.
-pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Result<Status> {
-    let (mut from_guest, mut to_guest) = tokio::io::split(stream);
-    let on_terminal = exec.terminal.is_some();
+/// What became of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It ran.
+    Ended(Status),
+    /// It did not start.
+    NotStarted(ExecError, String),
+}
+
+impl Outcome {
+    /// The status, after telling the user if the program did not start.
+    pub fn report(self) -> Status {
+        match self {
+            Self::Ended(status) => status,
+            Self::NotStarted(why, text) => {
+                eprintln!("lazyroot: {text}");
+                why.into()
+            }
+        }
+    }
+}
+
+impl From<ExecError> for Status {
+    fn from(why: ExecError) -> Self {
+        Self(match why {
+            ExecError::NotFound => NOT_FOUND,
+            ExecError::CannotRun => CANNOT_RUN,
+        })
+    }
+}
+
+impl From<Exit> for Status {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Status(status) => Self(status),
+            Exit::Signal(signal) => Self::of_signal(signal),
+        }
+    }
+}
+
+/// What a program reads from its standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Ours.
+    Ours,
+    /// Nothing.
+    Nothing,
+}
+
+async fn send_exec(to_guest: &mut (impl AsyncWrite + Unpin), exec: Exec) -> Result<()> {
     let request = ToGuest::Exec(exec).encode();
     ensure!(
         request.len() <= HEADER + MAX_PAYLOAD,
         "the command and its environment are longer than {MAX_PAYLOAD} bytes"
     );
-    write_frame(&mut to_guest, &request).await.context("the guest went away")?;
+    write_frame(to_guest, &request).await.context("the guest went away")
+}
+
+async fn next_message(from_guest: &mut (impl AsyncRead + Unpin)) -> Result<ToHost> {
+    let (header, payload) = read_frame(from_guest).await.context("the guest went away before the program ended")?;
+    ToHost::decode(header.kind, &payload).context("the guest broke the protocol")
+}
+
+/// A program that runs without us: its output goes to a log, and it reads nothing.
+pub struct Unattended<S>(S);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Unattended<S> {
+    /// Starts `exec` on a stream that the guest opened.
+    ///
+    /// # Errors
+    /// If the stream ends; within, why the program does not start.
+    pub async fn start(mut stream: S, exec: Exec) -> Result<Result<Self, (ExecError, String)>> {
+        send_exec(&mut stream, exec).await?;
+        match next_message(&mut stream).await? {
+            ToHost::Started => (),
+            ToHost::Failed(why, text) => return Ok(Err((why, printable(&text)))),
+            _ => bail!("the guest broke the protocol"),
+        }
+        write_frame(&mut stream, &ToGuest::Stdin(Vec::new()).encode()).await.context("the guest went away")?;
+        Ok(Ok(Self(stream)))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// If the stream ends before the program does, or the log cannot be written.
+    pub async fn log(mut self, log: &mut Log) -> Result<Status> {
+        loop {
+            match next_message(&mut self.0).await? {
+                ToHost::Stdout(data) | ToHost::Stderr(data) => log.write(&data).context("cannot write the log")?,
+                ToHost::StdinCredit(_) => (),
+                ToHost::Exit(exit) => return Ok(exit.into()),
+                ToHost::Started | ToHost::Failed(..) => bail!("the guest broke the protocol"),
+            }
+        }
+    }
+}
+
+/// Runs `exec` on a stream that the guest opened: our standard output and error are the program's, and so is our
+/// standard input if `from` says so; our signals reach it. `started` is called once, when the program runs.
+///
+/// # Errors
+/// If the stream ends before the program does.
+pub async fn run(
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    exec: Exec,
+    from: Input,
+    started: impl FnOnce(),
+) -> Result<Outcome> {
+    let (mut from_guest, mut to_guest) = tokio::io::split(stream);
+    let on_terminal = exec.terminal.is_some();
+    send_exec(&mut to_guest, exec).await?;
 
     // Frames are read in a task of their own: a half-read frame must not be dropped when something else happens.
     let (frames, mut messages) = mpsc::channel(1);
@@ -95,25 +197,20 @@ pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Resul
                                 write_frame(&mut to_guest, &message).await.context("the guest went away")?;
                             }
                         }
-                        input = Some(read_stdin());
+                        match from {
+                            Input::Ours => input = Some(read_stdin()),
+                            Input::Nothing => {
+                                let end = ToGuest::Stdin(Vec::new()).encode();
+                                write_frame(&mut to_guest, &end).await.context("the guest went away")?;
+                            }
+                        }
                         credit = STDIN_WINDOW as usize;
                     }
-                    ToHost::Failed(why, text) => {
-                        eprintln!("lazyroot: {}", printable(&text));
-                        return Ok(Status(match why {
-                            ExecError::NotFound => NOT_FOUND,
-                            ExecError::CannotRun => CANNOT_RUN,
-                        }));
-                    }
+                    ToHost::Failed(why, text) => return Ok(Outcome::NotStarted(why, printable(&text))),
                     ToHost::StdinCredit(bytes) => credit += bytes as usize,
                     ToHost::Stdout(data) => output.stdout(&data, &mut to_guest).await?,
                     ToHost::Stderr(data) => output.stderr(&data).await,
-                    ToHost::Exit(exit) => {
-                        return Ok(match exit {
-                            Exit::Status(status) => Status(status),
-                            Exit::Signal(signal) => Status::of_signal(signal),
-                        });
-                    }
+                    ToHost::Exit(exit) => return Ok(Outcome::Ended(exit.into())),
                 }
             }
             data = async { input.as_mut().expect("guarded").recv().await }, if readable => {
@@ -131,7 +228,7 @@ pub async fn run(stream: BoxStream, exec: Exec, started: impl FnOnce()) -> Resul
                         _ => continue,
                     },
                     Caught::Number(number) => ToGuest::Signal(number),
-                    Caught::EnoughOfIt(number) => return Ok(Status::of_signal(number)),
+                    Caught::EnoughOfIt(number) => return Ok(Outcome::Ended(Status::of_signal(number))),
                 };
                 write_frame(&mut to_guest, &message.encode()).await.context("the guest went away")?;
             }
@@ -192,6 +289,7 @@ fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
 const SIGHUP: u8 = 1;
 const SIGINT: u8 = 2;
 const SIGQUIT: u8 = 3;
+const SIGKILL: u8 = 9;
 const SIGPIPE: u8 = 13;
 const SIGTERM: u8 = 15;
 

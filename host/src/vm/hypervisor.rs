@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::pin::Pin;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 /// A future of a trait object's method.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -88,4 +88,20 @@ pub trait Machine: Send {
 
     /// Ends it at once.
     fn kill(&mut self) -> BoxFuture<'_, ()>;
+
+    /// Halts its processors; its memory stays.
+    ///
+    /// # Errors
+    /// If the hypervisor cannot, or refuses.
+    fn pause(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { bail!("this hypervisor cannot pause a VM") })
+    }
+
+    /// Lets its processors go on.
+    ///
+    /// # Errors
+    /// If the hypervisor cannot, or refuses.
+    fn resume(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { bail!("this hypervisor cannot pause a VM") })
+    }
 }

@@ -1,16 +1,23 @@
-//! A running VM's folder: its sockets and logs, its name, and a lock that tells the living from the dead.
+//! The folders of VMs: what each is, its sockets and logs, and a lock that tells the living from the dead.
+//!
+//! A VM is alive exactly as long as its lazyroot holds the lock in its folder: the kernel lets go of it however that
+//! process ends, and a process id in a file would sooner or later be somebody else's. The folder of a VM that was
+//! started to stay (`run -d`) is kept when it ends, with what became of it, until somebody removes it; all others go
+//! with their VM, or are swept away by the next launch.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::status::Timings;
 use crate::home::Home;
-use crate::store::Image;
 
 /// What `vm.json` says about a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The VM's name.
     pub name: String,
@@ -18,9 +25,210 @@ pub struct Record {
     pub pid: u32,
     /// The image's manifest digest.
     pub image: String,
+    /// The name that the image was asked for by, if it was by name.
+    pub image_name: Option<String>,
+    /// What it runs; empty for the image's own init.
+    pub command: Vec<String>,
+    /// Release of its kernel.
+    pub kernel: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// When it was started, in seconds since 1970.
+    pub created: u64,
+    /// Whether its folder stays when it has ended.
+    pub keep: bool,
+    /// What programs run with unless told otherwise.
+    pub defaults: Defaults,
 }
 
-/// A VM's folder, removed when dropped.
+/// What the image says about running programs in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Defaults {
+    /// `NAME=VALUE` each.
+    pub env: Vec<String>,
+    /// Folder to start in; empty for `/`.
+    pub workdir: String,
+    /// `user[:group]`; empty for root.
+    pub user: String,
+}
+
+/// How a VM ended, in `end.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    /// Its command's exit status; 0 if the image's init powered off; `None` if it failed.
+    pub status: Option<u8>,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// How long its start had taken.
+    pub timings: Timings,
+}
+
+/// Whether a VM lives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// Its lazyroot runs.
+    Alive,
+    /// It ended, and lazyroot took down how.
+    Ended(End),
+    /// Its lazyroot is gone without a word: killed, or the host crashed.
+    Lost,
+}
+
+/// A VM's folder, as it is found by others.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What it is.
+    pub record: Record,
+    /// Whether it lives.
+    pub state: State,
+    /// Its folder.
+    pub dir: PathBuf,
+}
+
+impl Found {
+    /// Its folder's name, unique among all VMs.
+    pub fn id(&self) -> String {
+        self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Whether it lives now.
+    pub fn is_alive(&self) -> bool {
+        matches!(state(&self.dir), Ok(Some(State::Alive)))
+    }
+
+    /// Blocks until it has ended; how, or `None` if nobody knows.
+    ///
+    /// # Errors
+    /// If its lock cannot be waited for.
+    pub fn wait(&self) -> Result<Option<End>> {
+        // Open before it ends: a folder that goes with its VM takes the lock's name along.
+        match File::open(self.dir.join("lock")) {
+            Ok(lock) => lock.lock_shared().context("cannot wait for the VM's lock")?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (),
+            Err(error) => return Err(error).context("cannot open the VM's lock"),
+        }
+        Ok(read_json(&self.dir.join("end.json")))
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// All VMs of a home.
+pub struct Vms(PathBuf);
+
+impl Vms {
+    /// Those of this home.
+    ///
+    /// # Errors
+    /// If their folder cannot be made, or is not private.
+    pub fn open(home: &Home) -> Result<Self> {
+        Ok(Self(home.runtime_dir("vm")?))
+    }
+
+    /// What there is, the oldest first.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
+            let dir = entry?.path();
+            // One without is on its way in or out.
+            let Some(record) = read_json(&dir.join("vm.json")) else { continue };
+            let Some(state) = state(&dir)? else { continue };
+            found.push(Found { record, state, dir });
+        }
+        found.sort_by(|a, b| (a.record.created, &a.record.name).cmp(&(b.record.created, &b.record.name)));
+        Ok(found)
+    }
+
+    /// The VM that `text` names: its name, its id, or the beginning of one that no other begins with.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub fn find(&self, text: &str) -> Result<Found> {
+        let mut all = self.list()?;
+        if let Some(exact) = all.iter().position(|vm| vm.record.name == text || vm.id() == text) {
+            return Ok(all.swap_remove(exact));
+        }
+        let names = |vms: &[Found]| vms.iter().map(|vm| vm.record.name.clone()).collect::<Vec<_>>().join(", ");
+        let (mut meant, others): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|vm| !text.is_empty() && (vm.record.name.starts_with(text) || vm.id().starts_with(text)));
+        match (meant.len(), others.is_empty()) {
+            (1, _) => Ok(meant.remove(0)),
+            (0, true) => bail!("there is no VM '{text}', and no other: 'lazyroot run -d' starts one"),
+            (0, false) => bail!("there is no VM '{text}'; there are: {}", names(&others)),
+            _ => bail!("'{text}' may be any of several VMs: {}", names(&meant)),
+        }
+    }
+
+    /// Removes what is left of a VM that has ended.
+    ///
+    /// # Errors
+    /// If it lives, or its folder cannot be removed.
+    pub fn remove(&self, vm: &Found) -> Result<()> {
+        let _launching = self.hold_launches()?;
+        match state(&vm.dir)? {
+            Some(State::Alive) => bail!("VM '{0}' is running: 'lazyroot stop {0}' first, or --force", vm.record.name),
+            _ => match fs::remove_dir_all(&vm.dir) {
+                // Somebody else was faster.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                removed => removed.with_context(|| format!("cannot remove {}", vm.dir.display())),
+            },
+        }
+    }
+
+    /// One launch or removal at a time while it is held: a folder must not be swept between its making and its
+    /// locking, nor a name be given twice.
+    fn hold_launches(&self) -> Result<File> {
+        let folder = File::open(&self.0)?;
+        folder.lock().context("cannot lock the folder of VMs")?;
+        Ok(folder)
+    }
+
+    /// A fresh folder for a VM; its name is made up if `record` has none.
+    ///
+    /// # Errors
+    /// If the name is taken, or is no good as a host name.
+    pub fn create(&self, mut record: Record) -> Result<Instance> {
+        let _launching = self.hold_launches()?;
+        sweep(&self.0)?;
+        // Short and unique among the living: the folder's name is part of every socket's address.
+        let dir = tempfile::Builder::new().prefix("").rand_bytes(6).tempdir_in(&self.0)?;
+        if record.name.is_empty() {
+            let id = dir.path().file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+            record.name = format!("vm-{id}");
+        }
+        check_name(&record.name)?;
+        if let Some(other) = self.list()?.into_iter().find(|other| other.record.name == record.name) {
+            let name = &record.name;
+            match other.state {
+                State::Alive => bail!(
+                    "a VM named '{name}' is running already (process {}): choose another --name",
+                    other.record.pid
+                ),
+                _ => bail!("a VM named '{name}' has ended: 'lazyroot rm {name}', or choose another --name"),
+            }
+        }
+        let lock = File::create(dir.path().join("lock"))?;
+        lock.lock().context("cannot lock the VM's folder")?;
+        record.created = now();
+        record.pid = std::process::id();
+        let instance = Instance { record, dir: dir.keep(), _lock: lock };
+        instance.write_record()?;
+        Ok(instance)
+    }
+}
+
+/// A VM's folder, in the hands of the process that runs the VM. Dropping it removes the folder, unless it is to stay.
 pub struct Instance {
     record: Record,
     dir: PathBuf,
@@ -29,34 +237,9 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// A fresh folder for a VM, after sweeping away those of VMs that died with their lazyroot.
-    ///
-    /// # Errors
-    /// If the name is taken by a running VM, or is no good as a host name.
-    pub fn create(home: &Home, name: Option<&str>, image: &Image) -> Result<Self> {
-        Self::create_in(&home.runtime_dir("vm")?, name, image.id.to_string())
-    }
-
-    fn create_in(parent: &Path, name: Option<&str>, image: String) -> Result<Self> {
-        // One launch at a time from here on: a folder must not be swept between its making and its locking, nor a
-        // name be given twice.
-        let launching = File::open(parent)?;
-        launching.lock().context("cannot lock the folder of VMs")?;
-        let running = sweep(parent)?;
-        // Short and unique among the living: the folder's name is part of every socket's address.
-        let dir = tempfile::Builder::new().prefix("").rand_bytes(6).tempdir_in(parent)?;
-        let name = match name {
-            Some(name) => check_name(name)?,
-            None => format!("vm-{}", dir.path().file_name().unwrap_or_default().to_string_lossy().to_lowercase()),
-        };
-        if let Some(other) = running.iter().find(|record| record.name == name) {
-            bail!("a VM named '{name}' is running already (process {}): choose another --name", other.pid);
-        }
-        let lock = File::create(dir.path().join("lock"))?;
-        lock.lock().context("cannot lock the VM's folder")?;
-        let record = Record { name, pid: std::process::id(), image };
-        fs::write(dir.path().join("vm.json"), serde_json::to_vec(&record)?).context("cannot write the VM's folder")?;
-        Ok(Self { record, dir: dir.keep(), _lock: lock })
+    /// What it is.
+    pub fn record(&self) -> &Record {
+        &self.record
     }
 
     /// The VM's name.
@@ -68,17 +251,62 @@ impl Instance {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+
+    /// From now on the folder stays when the VM has ended.
+    ///
+    /// # Errors
+    /// If that cannot be written down.
+    pub fn keep(&mut self) -> Result<()> {
+        self.record.keep = true;
+        self.write_record()
+    }
+
+    /// Takes down how the VM ended; only for a folder that stays.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn end(&self, end: &End) -> Result<()> {
+        if self.record.keep { write_json(&self.dir, "end.json", end) } else { Ok(()) }
+    }
+
+    fn write_record(&self) -> Result<()> {
+        write_json(&self.dir, "vm.json", &self.record)
+    }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // A folder that stays is swept away by the next launch.
-        let _ = fs::remove_dir_all(&self.dir);
+        if self.record.keep {
+            // What only a living VM uses.
+            for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| !kind.is_file()) {
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+        } else {
+            // A folder that stays is swept away by the next launch.
+            let _ = fs::remove_dir_all(&self.dir);
+        }
     }
 }
 
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Writes a file that appears whole or not at all.
+fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
+    let write = || {
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        serde_json::to_writer(&mut file, value)?;
+        file.persist(dir.join(name))?;
+        Ok::<_, anyhow::Error>(())
+    };
+    write().with_context(|| format!("cannot write {} in the VM's folder", name))
+}
+
 /// A name that is good for a VM, a host and a command line.
-fn check_name(name: &str) -> Result<String> {
+fn check_name(name: &str) -> Result<()> {
     let fits = !name.is_empty()
         && name.len() <= 63
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
@@ -87,12 +315,26 @@ fn check_name(name: &str) -> Result<String> {
     if !fits {
         bail!("'{name}' is no name for a VM: use 1 to 63 letters, digits and inner hyphens, as in a host name");
     }
-    Ok(name.to_owned())
+    Ok(())
 }
 
-/// Removes the folders of dead VMs; returns the records of the living.
-fn sweep(parent: &Path) -> Result<Vec<Record>> {
-    let mut living = Vec::new();
+/// Whether the VM of a folder lives; `None` if there is no VM in it, or not any more.
+fn state(dir: &Path) -> Result<Option<State>> {
+    let lock = match File::open(dir.join("lock")) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", dir.join("lock").display())),
+    };
+    // Shared, so that two who look at the same time do not take each other for the VM.
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Some(State::Alive)),
+        Err(error) => Err(error).context("cannot look at a VM's lock"),
+        Ok(()) => Ok(Some(read_json(&dir.join("end.json")).map_or(State::Lost, State::Ended))),
+    }
+}
+
+/// Removes the folders of dead VMs that nobody asked to keep. Only while launches are held.
+fn sweep(parent: &Path) -> Result<()> {
     for entry in fs::read_dir(parent)? {
         let dir = entry?.path();
         // One without a lock was left half-made, and is empty. What is no folder stays.
@@ -102,21 +344,25 @@ fn sweep(parent: &Path) -> Result<Vec<Record>> {
         };
         match lock.try_lock() {
             Ok(()) => {
-                let _ = fs::remove_dir_all(&dir);
+                let record: Option<Record> = read_json(&dir.join("vm.json"));
+                if !record.is_some_and(|record| record.keep) {
+                    let _ = fs::remove_dir_all(&dir);
+                }
             }
-            Err(TryLockError::WouldBlock) => {
-                let record = fs::read(dir.join("vm.json")).ok();
-                living.extend(record.and_then(|text| serde_json::from_slice::<Record>(&text).ok()));
-            }
+            Err(TryLockError::WouldBlock) => (),
             Err(TryLockError::Error(error)) => return Err(error).context("cannot look at a VM's lock"),
         }
     }
-    Ok(living)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn named(name: &str) -> Record {
+        Record { name: name.into(), ..Record::default() }
+    }
 
     #[test]
     fn names_are_those_of_hosts() {
@@ -127,36 +373,73 @@ mod tests {
     #[test]
     fn launches_at_the_same_time_do_not_disturb_one_another() {
         let parent = tempfile::tempdir().unwrap();
-        let launch = |name: Option<&str>| Instance::create_in(parent.path(), name, "i".into());
+        let vms = Vms(parent.path().to_owned());
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let instance = launch(None).unwrap();
+                        let instance = vms.create(Record::default()).unwrap();
                         assert!(instance.dir().join("vm.json").exists());
                     }
                 });
             }
-            let named: Vec<_> = (0..8).map(|_| scope.spawn(|| launch(Some("web")))).collect();
+            let named: Vec<_> = (0..8).map(|_| scope.spawn(|| vms.create(named("web")))).collect();
             let named: Vec<_> = named.into_iter().map(|thread| thread.join().unwrap()).collect();
             assert_eq!(named.iter().filter(|launched| launched.is_ok()).count(), 1);
         });
     }
 
     #[test]
-    fn the_dead_are_swept_away_and_the_living_listed() {
+    fn the_dead_are_swept_away_unless_they_are_kept_and_told_from_the_living() {
         let parent = tempfile::tempdir().unwrap();
-        let record = Record { name: "x".into(), pid: 1, image: "i".into() };
-        let make = |name: &str| {
-            let dir = parent.path().join(name);
-            fs::create_dir(&dir).unwrap();
-            fs::write(dir.join("vm.json"), serde_json::to_vec(&record).unwrap()).unwrap();
-            File::create(dir.join("lock")).unwrap()
+        let vms = Vms(parent.path().to_owned());
+        let living = vms.create(named("living")).unwrap();
+        let mut ended = vms.create(named("ended")).unwrap();
+        ended.keep().unwrap();
+        ended.end(&End { status: Some(3), reason: None, at: now(), timings: Timings::default() }).unwrap();
+        drop(ended);
+        // A crash: the lock goes, nothing is written down, and nothing is cleaned up.
+        let crash = |name: &str, keep: bool| {
+            let mut instance = vms.create(named(name)).unwrap();
+            if keep {
+                instance.keep().unwrap();
+            }
+            let copy = parent.path().join(format!("{name}-copy"));
+            fs::create_dir(&copy).unwrap();
+            for file in ["vm.json", "lock"] {
+                fs::copy(instance.dir().join(file), copy.join(file)).unwrap();
+            }
+            instance.record.keep = false;
         };
-        let living = make("living");
-        living.lock().unwrap();
-        drop(make("dead"));
-        assert_eq!(sweep(parent.path()).unwrap(), [record]);
-        assert!(parent.path().join("living").exists() && !parent.path().join("dead").exists());
+        crash("lost", true);
+        crash("gone", false);
+        let another = vms.create(named("another")).unwrap();
+        let states: Vec<_> = vms.list().unwrap().into_iter().map(|vm| (vm.record.name, vm.state)).collect();
+        let state_of = |name: &str| states.iter().find(|(other, _)| other == name).map(|(_, state)| state.clone());
+        assert_eq!(state_of("living"), Some(State::Alive));
+        assert!(matches!(state_of("ended"), Some(State::Ended(End { status: Some(3), .. }))));
+        assert_eq!(state_of("lost"), Some(State::Lost));
+        assert_eq!(state_of("gone"), None);
+        assert!(vms.create(named("ended")).is_err(), "the name of one that is kept is taken");
+        assert!(vms.remove(&vms.find("living").unwrap()).is_err());
+        vms.remove(&vms.find("ended").unwrap()).unwrap();
+        vms.create(named("ended")).unwrap();
+        drop((living, another));
+    }
+
+    #[test]
+    fn a_vm_is_found_by_name_id_or_a_beginning_that_is_its_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let vms = Vms(parent.path().to_owned());
+        assert!(vms.find("web").unwrap_err().to_string().contains("no other"));
+        let _both = [vms.create(named("web")).unwrap(), vms.create(named("web-2")).unwrap()];
+        let other = vms.create(named("other")).unwrap();
+        let name = |text: &str| vms.find(text).map(|vm| vm.record.name).map_err(|error| error.to_string());
+        assert_eq!(name("web").unwrap(), "web");
+        assert_eq!(name("oth").unwrap(), "other");
+        assert_eq!(name(&other.dir().file_name().unwrap().to_string_lossy()).unwrap(), "other");
+        assert!(name("we").unwrap_err().contains("web, web-2"));
+        assert!(name("nobody").unwrap_err().contains("there are: "));
+        assert!(name("").is_err());
     }
 }

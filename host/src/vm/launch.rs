@@ -4,24 +4,29 @@
 //! root streams from the store, changes live in the guest's memory.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail, ensure};
-use lazyroot_proto::exec::Exec;
-use lazyroot_proto::frame::EventKind;
-use tokio::sync::Notify;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use lazyroot_proto::exec::{Exec, ExecError};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::accel::{self, Accelerator};
-use super::exec::{self, SavedTerminal, Status};
+use super::console::{self, ConsoleLog};
+use super::control::{Control, Order, OrderKind};
+use super::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
 use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec};
-use super::instance::Instance;
+use super::instance::{self, Defaults, End, Instance, Record, Vms};
 use super::kernel::{Kernel, Kernels};
+use super::log::{self, Log};
+use super::status::{Phase, Watch};
 use super::{initramfs, qemu};
 use crate::home::Home;
-use crate::serve::{Catalog, Endpoint, Event, Hub, Listener, ServedImage, Server, Snapshot, printable};
+use crate::serve::{BoxStream, Catalog, Endpoint, Hub, Listener, ServedImage, Server, Snapshot, printable};
 use crate::store::{Image, Store};
 
 /// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
@@ -31,6 +36,9 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 /// What an x86 kernel takes of its command line, in bytes (COMMAND_LINE_SIZE, less the final NUL); it cuts off the
 /// rest without a word.
 const MAX_CMDLINE: usize = 2047;
+
+/// In a VM's folder, what its command writes, if nobody sits at it.
+pub const OUTPUT_LOG: &str = "output.log";
 
 /// How many of the console's last lines an error shows.
 const CONSOLE_LINES: usize = 15;
@@ -80,14 +88,6 @@ pub struct Report {
     pub disk_bytes_written: u64,
 }
 
-/// What the guest has reported.
-#[derive(Default)]
-struct Milestones {
-    init: Option<Instant>,
-    mounted_at: Option<u64>,
-    fatal: Option<String>,
-}
-
 /// Boots, runs, and cleans up. No report if a signal ended the launch before the VM was up.
 ///
 /// # Errors
@@ -102,43 +102,130 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
         // First, so that from here on a signal ends the launch where it waits, and nothing half-made is left.
         biased;
         status = exec::ended_by_signal() => return Ok((status?, None)),
-        vm = Vm::start(home, store, &launch) => vm?,
+        vm = Vm::start(home, store, &launch, if interactive { Sitter::Us } else { Sitter::Nobody }, launched) => vm?,
     };
-    let follower = launch.show_console.then(|| tokio::spawn(follow(vm.console_log())));
-    let mut command_started = None;
+    let follower = vm.console.as_ref().filter(|_| launch.show_console).map(|console| Follower::start(console.path()));
     let outcome = match launch.command {
-        None => tokio::select! {
-            ended = vm.machine.wait() => ended.and_then(|()| vm.was_up()).map(|()| Status(0)),
-            status = exec::ended_by_signal() => status,
-        },
-        Some(exec) => {
-            let started = vm.started;
-            vm.run_command(exec, || command_started = Some(started.elapsed())).await
-        }
+        None => vm.run_console().await,
+        Some(exec) => vm.run_command(exec).await,
     };
     let disk_bytes_written = disk_bytes_written(&vm.machine.pids()).saturating_sub(written_before);
-    vm.machine.kill().await;
-    if let Some(follower) = follower {
-        follower.abort();
-    }
-    let milestones = vm.milestones.lock().expect("no panic under the lock");
-    let status = match (outcome, &milestones.fatal) {
-        (_, Some(why)) => bail!("the guest could not boot: {why}"),
-        (Err(error), None) if !interactive => return Err(with_console(&error, &vm.console_log())),
-        (outcome, None) => outcome?,
-    };
+    vm.end_machine().await;
+    drop(follower);
+    let status = vm.explain(outcome)?;
+    let timings = vm.watch.timings();
     let report = Report {
         accelerator: vm.accelerator.to_string(),
-        hypervisor_started: vm.started - launched,
-        guest_init: milestones.init.map(|init| init - vm.started),
-        command_started,
-        guest_clock_mounted: milestones.mounted_at.map(Duration::from_nanos),
+        hypervisor_started: timings.hypervisor_started,
+        guest_init: timings.guest_init,
+        command_started: timings.ready,
+        guest_clock_mounted: timings.guest_clock_mounted,
         served: vm.server.stats().snapshot(),
         image_bytes: launch.image.index.total_bytes(),
         image_objects: launch.image.index.entries().len() as u64,
         disk_bytes_written,
     };
     Ok((status, Some(report)))
+}
+
+/// Boots a VM that goes on without a terminal. Once it is ready `up` is called with its name and folder, and lets go of
+/// whoever waited; the future then lasts as long as the VM. A command that cannot be run gives its status, and why.
+///
+/// # Errors
+/// If the VM cannot be started or does not become ready; what happens later is for [`Found`](super::instance::Found).
+pub async fn run_detached(
+    home: &Home,
+    store: &Store,
+    launch: Launch,
+    keep: Keep,
+    launched: Instant,
+    up: impl FnOnce(&str, &Path) -> Result<()>,
+) -> Result<Outcome> {
+    let mut vm = tokio::select! {
+        biased;
+        status = exec::ended_by_signal() => return Ok(Outcome::Ended(status?)),
+        vm = Vm::start(home, store, &launch, Sitter::Nobody, launched) => vm?,
+    };
+    let ready = vm.become_ready(launch.command).await;
+    let program = match ready {
+        Ok(Begun::Running(program)) => program,
+        Ok(Begun::NotStarted(why, text)) => {
+            vm.end_machine().await;
+            return Ok(Outcome::NotStarted(why, text));
+        }
+        Err(error) => {
+            vm.end_machine().await;
+            return vm.explain(Err(error)).map(Outcome::Ended);
+        }
+    };
+    vm.watch.ready();
+    if keep == Keep::UntilRemoved {
+        vm.instance.keep()?;
+    }
+    up(vm.instance.name(), vm.instance.dir())?;
+    let outcome = match program {
+        None => vm.run_console().await,
+        Some((program, mut log)) => {
+            let work = async {
+                tokio::select! {
+                    status = program.log(&mut log) => status,
+                    status = exec::ended_by_signal() => status,
+                }
+            };
+            vm.drive(work).await.and_then(Driven::status)
+        }
+    };
+    vm.end_machine().await;
+    let (status, reason) = match vm.explain(outcome) {
+        Ok(status) => (Some(status.0), None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    vm.instance.end(&End { status, reason, at: instance::now(), timings: vm.watch.timings() })?;
+    Ok(Outcome::Ended(Status(status.unwrap_or_default())))
+}
+
+/// What becomes of a VM's folder when the VM has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It stays, with logs and status, until somebody removes it.
+    UntilRemoved,
+    /// It goes too.
+    No,
+}
+
+/// Who sits at the VM's console.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sitter {
+    Us,
+    Nobody,
+}
+
+/// A VM that is ready.
+enum Begun {
+    /// With its command and where that writes to, if it has one.
+    Running(Option<(Unattended<BoxStream>, Log)>),
+    NotStarted(ExecError, String),
+}
+
+/// How it went on while a VM was looked after.
+enum Driven<T> {
+    /// The work was done.
+    Done(T),
+    /// The VM ended, as it was asked to or by itself.
+    Ended,
+    /// It was asked to end and did not, so it was ended hard.
+    Killed,
+}
+
+impl Driven<Result<Status>> {
+    /// The command's status, or that of a VM that had to be stopped before the command ended.
+    fn status(self) -> Result<Status> {
+        match self {
+            Self::Done(status) => status,
+            Self::Ended => bail!("the VM ended before the command did"),
+            Self::Killed => Ok(Status::KILLED),
+        }
+    }
 }
 
 /// A started VM and all that serves it. Dropping it ends the hypervisor, the server and its sockets, and removes
@@ -148,24 +235,26 @@ struct Vm {
     _serving: JoinSet<()>,
     server: Arc<Server>,
     hub: Arc<Hub>,
-    milestones: Arc<Mutex<Milestones>>,
-    failed: Arc<Notify>,
+    watch: Arc<Watch>,
+    orders: mpsc::Receiver<Order>,
+    /// When its patience with a guest that was asked to end is over.
+    kill_at: Option<tokio::time::Instant>,
+    console: Option<ConsoleLog>,
     accelerator: Accelerator,
-    started: Instant,
     instance: Instance,
 }
 
 impl Vm {
-    async fn start(home: &Home, store: &Store, launch: &Launch) -> Result<Self> {
+    async fn start(home: &Home, store: &Store, launch: &Launch, sitter: Sitter, launched: Instant) -> Result<Self> {
         let kernel = choose_kernel(home, store, launch)?;
         let initramfs = initramfs::build(home, &kernel, &initramfs::guest_init_path()?)?;
         let accelerator = accel::choose(home, &kernel, &initramfs, launch.hypervisor).await?;
         let hypervisor = qemu::Qemu::new(home, accelerator)?;
-        let instance = Instance::create(home, launch.name.as_deref(), &launch.image)?;
+        let instance = Vms::open(home)?.create(record(launch, &kernel))?;
         let vsock_port = hypervisor.vsock_port();
-        let console = match launch.command {
-            None => Console::Stdio,
-            Some(_) => Console::File(console_log(&instance)),
+        let (console, console_log) = match sitter {
+            Sitter::Us => (Console::Stdio, None),
+            Sitter::Nobody => console::bounded(instance.dir()).map(|(console, log)| (console, Some(log)))?,
         };
         let spec = MachineSpec {
             name: instance.name().to_owned(),
@@ -178,63 +267,202 @@ impl Vm {
             console,
             vsock_port,
         };
-        let listener = Listener::bind(&match hypervisor.vsock(&spec) {
-            GuestListener::Unix(path) => Endpoint::Unix(path),
-            GuestListener::Vsock { port, cid } => Endpoint::VsockFrom { port, cid },
-        })?;
-        let (hub, milestones, failed) =
-            (Arc::<Hub>::default(), Arc::<Mutex<Milestones>>::default(), Arc::<Notify>::default());
+        let (endpoint, guest_socket) = match hypervisor.vsock(&spec) {
+            GuestListener::Unix(path) => (Endpoint::Unix(path.clone()), Some(path)),
+            GuestListener::Vsock { port, cid } => (Endpoint::VsockFrom { port, cid }, None),
+        };
+        let listener = Listener::bind(&endpoint)?;
+        let control_listener = Control::listen(instance.dir())?;
+        let hub = Arc::<Hub>::default();
         let served = ServedImage::open(&launch.image, store.source())?;
+        let watch = Arc::<OnceLock<Arc<Watch>>>::default();
         let on_event = {
-            let (milestones, failed) = (milestones.clone(), failed.clone());
-            move |event| hear(event, &milestones, &failed)
+            let watch = watch.clone();
+            move |event| {
+                if let Some(watch) = watch.get() {
+                    watch.hear(event);
+                }
+            }
         };
         let server = Arc::new(Server::new(Catalog::of([served]), Some(hub.clone()), on_event));
+        let stats = server.clone();
+        let watch = watch.get_or_init(|| Watch::new(move || stats.stats().snapshot())).clone();
+        let (control, orders) = Control::new(hub.clone(), watch.clone());
         let mut serving = JoinSet::new();
         serving.spawn(server.clone().serve(listener));
-        let started = Instant::now();
+        serving.spawn(control.serve(control_listener));
+        watch.starting(accelerator.name(), guest_socket, launched);
         let machine = hypervisor.start(&spec).await?;
-        Ok(Self { machine, _serving: serving, server, hub, milestones, failed, accelerator, started, instance })
+        watch.started(machine.pids());
+        Ok(Self {
+            machine,
+            _serving: serving,
+            server,
+            hub,
+            watch,
+            orders,
+            kill_at: None,
+            console: console_log,
+            accelerator,
+            instance,
+        })
     }
 
-    fn console_log(&self) -> PathBuf {
-        console_log(&self.instance)
+    /// Looks after the VM while `work` is done.
+    ///
+    /// # Errors
+    /// If the hypervisor fails, or the guest says that it cannot boot.
+    async fn drive<T>(&mut self, work: impl Future<Output = T>) -> Result<Driven<T>> {
+        tokio::pin!(work);
+        loop {
+            let kill_at = self.kill_at;
+            let patience = async {
+                match kill_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let order = tokio::select! {
+                biased;
+                done = &mut work => return Ok(Driven::Done(done)),
+                ended = self.machine.wait() => return ended.map(|()| Driven::Ended),
+                // The caller knows the reason.
+                () = self.watch.gave_up() => bail!("the guest gave up"),
+                () = patience => return Ok(Driven::Killed),
+                Some(order) = self.orders.recv() => order,
+            };
+            let outcome = self.obey(order.what).await;
+            // Whoever ordered may be gone.
+            let _ = order.done.send(outcome);
+        }
     }
 
-    /// Whether the image's root was mounted at all.
-    fn was_up(&self) -> Result<()> {
-        let mounted = self.milestones.lock().expect("no panic under the lock").mounted_at.is_some();
-        ensure!(mounted, "the VM ended before it had mounted its root");
+    async fn obey(&mut self, what: OrderKind) -> Result<()> {
+        match what {
+            OrderKind::Pause => {
+                self.machine.pause().await?;
+                self.watch.set_phase(Phase::Paused);
+            }
+            OrderKind::Resume => {
+                self.machine.resume().await?;
+                self.watch.set_phase(Phase::Running);
+            }
+            OrderKind::Stop(within) => {
+                if self.watch.phase() == Phase::Paused {
+                    // A halted guest cannot end by itself; if it cannot go on either, patience ends it.
+                    let _ = self.machine.resume().await;
+                }
+                self.watch.set_phase(Phase::Stopping);
+                self.kill_at = Some(tokio::time::Instant::now() + within);
+                // Without an agent there is nobody to ask.
+                if self.hub.power_off().await.is_err() {
+                    self.kill_at = Some(tokio::time::Instant::now());
+                }
+            }
+        }
         Ok(())
     }
 
+    /// Until the VM ends by itself, or by a signal to us.
+    async fn run_console(&mut self) -> Result<Status> {
+        match self.drive(exec::ended_by_signal()).await? {
+            Driven::Done(status) => status,
+            Driven::Killed => Ok(Status::KILLED),
+            Driven::Ended => {
+                let mounted = self.watch.timings().guest_clock_mounted.is_some();
+                ensure!(mounted, "the VM ended before it had mounted its root");
+                Ok(Status(0))
+            }
+        }
+    }
+
     /// Waits for the guest's agent, and has it run the command.
-    async fn run_command(&mut self, exec: Exec, begun: impl FnOnce()) -> Result<Status> {
-        let stream = tokio::select! {
-            stream = self.hub.open_stream() => stream?,
-            // The caller knows the reason.
-            () = self.failed.notified() => bail!("the guest gave up"),
-            ended = self.machine.wait() => {
-                ended?;
-                bail!("the VM ended before the command could run");
+    async fn run_command(&mut self, exec: Exec) -> Result<Status> {
+        let hub = self.hub.clone();
+        let agent = async {
+            tokio::select! {
+                stream = hub.open_stream() => Ok(Ok(stream?)),
+                () = tokio::time::sleep(BOOT_DEADLINE) => Err(too_late()),
+                status = exec::ended_by_signal() => Ok(Err(status?)),
             }
-            () = tokio::time::sleep(BOOT_DEADLINE) => {
-                bail!("the guest did not come up within {} s", BOOT_DEADLINE.as_secs())
-            }
-            status = exec::ended_by_signal() => return status,
         };
-        tokio::select! {
-            status = exec::run(stream, exec, begun) => status,
-            ended = self.machine.wait() => {
-                ended?;
-                Err(anyhow!("the VM ended before the command did"))
+        let stream = match self.drive(agent).await? {
+            Driven::Done(Ok(Ok(stream))) => stream,
+            Driven::Done(Ok(Err(status))) => return Ok(status),
+            Driven::Done(Err(error)) => return Err(error),
+            Driven::Ended => bail!("the VM ended before the command could run"),
+            Driven::Killed => return Ok(Status::KILLED),
+        };
+        let watch = self.watch.clone();
+        let run = exec::run(stream, exec, Input::Ours, || watch.ready());
+        self.drive(async { run.await.map(Outcome::report) }).await?.status()
+    }
+
+    /// Waits until the guest's agent is there, and the command runs, if there is one.
+    async fn become_ready(&mut self, command: Option<Exec>) -> Result<Begun> {
+        let (hub, log) = (self.hub.clone(), self.instance.dir().join(OUTPUT_LOG));
+        let begin = async {
+            let Some(exec) = command else {
+                hub.agent().await;
+                return Ok(Begun::Running(None));
+            };
+            let log = Log::create(&log).context("cannot make the command's log")?;
+            match Unattended::start(hub.open_stream().await?, exec).await? {
+                Ok(program) => Ok(Begun::Running(Some((program, log)))),
+                Err((why, text)) => Ok(Begun::NotStarted(why, text)),
             }
+        };
+        let begin = async {
+            tokio::select! {
+                begun = begin => begun,
+                () = tokio::time::sleep(BOOT_DEADLINE) => Err(too_late()),
+                status = exec::ended_by_signal() => bail!("ended by signal {}", status?.0),
+            }
+        };
+        match self.drive(begin).await? {
+            Driven::Done(begun) => begun,
+            Driven::Ended => bail!("the VM ended before it was ready"),
+            Driven::Killed => bail!("it was stopped before it was ready"),
+        }
+    }
+
+    /// Ends the hypervisor, and takes the rest of what the guest wrote to its console.
+    async fn end_machine(&mut self) {
+        self.machine.kill().await;
+        if let Some(console) = &mut self.console {
+            console.finish().await;
+        }
+    }
+
+    /// The outcome with the guest's own words, if it failed and there are any.
+    fn explain(&self, outcome: Result<Status>) -> Result<Status> {
+        match (self.watch.fatal(), outcome, &self.console) {
+            (Some(why), ..) => bail!("the guest could not boot: {why}"),
+            (None, Err(error), Some(console)) => Err(with_console(&error, console.path())),
+            (None, outcome, _) => outcome,
         }
     }
 }
 
-fn console_log(instance: &Instance) -> PathBuf {
-    instance.dir().join("console.log")
+fn too_late() -> anyhow::Error {
+    anyhow!("the guest did not come up within {} s", BOOT_DEADLINE.as_secs())
+}
+
+/// What others learn about the VM.
+fn record(launch: &Launch, kernel: &Kernel) -> Record {
+    let text = |word: &Vec<u8>| String::from_utf8_lossy(word).into_owned();
+    let config = launch.image.config.clone().unwrap_or_default();
+    Record {
+        name: launch.name.clone().unwrap_or_default(),
+        image: launch.image.id.to_string(),
+        image_name: launch.image.name.clone(),
+        command: launch.command.iter().flat_map(|exec| exec.argv.iter().map(text)).collect(),
+        kernel: kernel.bundle.release.clone(),
+        cpus: launch.cpus,
+        memory_mib: launch.memory_mib,
+        defaults: Defaults { env: config.env, workdir: config.working_dir, user: config.user },
+        ..Record::default()
+    }
 }
 
 /// The asked-for bundle, the image's own kernel, or the newest bundle.
@@ -267,29 +495,9 @@ fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port:
     Ok(line)
 }
 
-/// Takes down what the guest reports, and tells the user what is wrong.
-fn hear(event: Event, milestones: &Mutex<Milestones>, failed: &Notify) {
-    if event.kind == EventKind::Warning {
-        eprintln!("lazyroot: the guest reports: {}", event.text);
-        return;
-    }
-    let mut milestones = milestones.lock().expect("no panic under the lock");
-    match event.kind {
-        EventKind::Init => milestones.init = Some(Instant::now()),
-        EventKind::Mounted => milestones.mounted_at = Some(event.at),
-        EventKind::Started | EventKind::Warning => (),
-        // Of a guest that is up it is no more than a word: its programs may say it too.
-        EventKind::Fatal if milestones.mounted_at.is_some() => (),
-        EventKind::Fatal => {
-            milestones.fatal = Some(event.text);
-            failed.notify_one();
-        }
-    }
-}
-
 /// An error with the last lines of the guest's console.
 fn with_console(error: &anyhow::Error, log: &Path) -> anyhow::Error {
-    let text = fs::read(log).unwrap_or_default();
+    let text = log::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
@@ -301,23 +509,29 @@ fn with_console(error: &anyhow::Error, log: &Path) -> anyhow::Error {
     anyhow!("{error:#}; the console's last lines:\n  {}", last.join("\n  "))
 }
 
-/// Copies a growing file to standard error.
-async fn follow(path: PathBuf) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// Often enough for a person who watches.
-    const EVERY: Duration = Duration::from_millis(50);
-    let mut file = loop {
-        match tokio::fs::File::open(&path).await {
-            Ok(file) => break file,
-            Err(_) => tokio::time::sleep(EVERY).await,
-        }
-    };
-    let mut buffer = [0; 4096];
-    while let Ok(len) = file.read(&mut buffer).await {
-        if len == 0 {
-            tokio::time::sleep(EVERY).await;
-        } else if tokio::io::stderr().write_all(&buffer[..len]).await.is_err() {
-            return;
+/// Copies the console's log to standard error, as it grows; ends with all of it when dropped.
+struct Follower {
+    over: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Follower {
+    fn start(log: &Path) -> Self {
+        let over = Arc::<AtomicBool>::default();
+        let (log, until) = (log.to_owned(), over.clone());
+        let thread = std::thread::spawn(move || {
+            // Fails if nobody reads it.
+            let _ = log::follow(&log, |data| std::io::stderr().write_all(data), || until.load(Ordering::Acquire));
+        });
+        Self { over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
 }

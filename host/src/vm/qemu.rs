@@ -15,6 +15,7 @@ use tokio::process::{Child, Command};
 use super::accel::Accelerator;
 use super::child::end_with_parent;
 use super::hypervisor::{BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec};
+use super::qmp;
 use crate::home::Home;
 use crate::serve::printable;
 
@@ -164,6 +165,9 @@ impl Qemu {
     fn arguments(&self, spec: &MachineSpec) -> Result<Vec<String>> {
         let mut arguments = self.machine_arguments(spec)?;
         let mut add = |words: [&str; 2]| arguments.extend(words.map(str::to_owned));
+        // For one of us at a time, who connects when there is something to say.
+        add(["-chardev", &format!("socket,id=qmp,server=on,wait=off,path={}", option(utf8(&monitor(spec))?))]);
+        add(["-mon", "chardev=qmp,mode=control"]);
         match &self.transport {
             Transport::Vhost { cid } => add(["-device", &format!("vhost-vsock-pci,guest-cid={cid}")]),
             Transport::VhostUser(_) => {
@@ -190,7 +194,7 @@ impl Qemu {
         }
         end_with_parent(command.as_std_mut());
         let qemu = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
-        let mut machine = QemuMachine { qemu, device, log };
+        let mut machine = QemuMachine { qemu, device, log, monitor: monitor(spec) };
         tokio::select! {
             ended = machine.wait() => {
                 ended?;
@@ -254,6 +258,10 @@ fn create(path: &Path) -> Result<File> {
     File::create(path).with_context(|| format!("cannot make {}", path.display()))
 }
 
+fn monitor(spec: &MachineSpec) -> PathBuf {
+    spec.dir.join("qmp")
+}
+
 fn device_socket(spec: &MachineSpec) -> PathBuf {
     spec.dir.join("vhost.sock")
 }
@@ -298,6 +306,7 @@ struct QemuMachine {
     qemu: Child,
     device: Option<Child>,
     log: PathBuf,
+    monitor: PathBuf,
 }
 
 impl Machine for QemuMachine {
@@ -330,5 +339,12 @@ impl Machine for QemuMachine {
                 let _ = device.kill().await;
             }
         })
+    }
+    fn pause(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(qmp::execute(&self.monitor, "stop"))
+    }
+
+    fn resume(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(qmp::execute(&self.monitor, "cont"))
     }
 }
