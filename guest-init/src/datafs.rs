@@ -7,16 +7,18 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
 use lazyroot_proto::{ObjectId, ObjectIndex};
 
+use crate::ahead::{Layer, Scans};
 use crate::objects::Objects;
+use crate::pages::{self, FIRST_OBJECT, Pages};
 
 /// Threads that answer the kernel. Each waits for its own reply, so this is also how many reads are in flight.
 const THREADS: usize = 8;
@@ -32,11 +34,13 @@ pub const READAHEAD: u32 = 256 << 10;
 const ROOT: u64 = 1;
 /// Inodes of the 256 directories, by their byte.
 const FIRST_DIR: u64 = 2;
-/// Inodes of objects, by position in the index.
-const FIRST_OBJECT: u64 = FIRST_DIR + 256;
 
 struct DataFs {
     objects: Arc<Objects>,
+    pages: Arc<Pages>,
+    scans: Arc<OnceLock<Scans>>,
+    /// Positions of all objects in the order of their ids, for listings.
+    sorted: OnceLock<Vec<u32>>,
     uid: u32,
     gid: u32,
 }
@@ -46,23 +50,94 @@ struct DataFs {
 ///
 /// # Errors
 /// If the kernel does not shake hands or threads cannot be made.
-pub fn serve(objects: Arc<Objects>, device: OwnedFd) -> io::Result<fuser::BackgroundSession> {
+pub fn serve(objects: Arc<Objects>, device: OwnedFd) -> io::Result<Serving> {
     let mut config = fuser::Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(THREADS);
     // A queue of its own for every thread: they do not contend for one lock.
     config.clone_fd = true;
-    let fs = DataFs { objects, uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
-    Session::from_fd(fs, device, SessionACL::All, config)?.spawn()
+    let pages = Arc::new(Pages::new(objects.index().entries().len()));
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let scans = Arc::<OnceLock<Scans>>::default();
+    let fs = DataFs {
+        objects: objects.clone(),
+        pages: pages.clone(),
+        scans: scans.clone(),
+        sorted: OnceLock::new(),
+        uid,
+        gid,
+    };
+    let session = Session::from_fd(fs, device, SessionACL::All, config)?;
+    pages.attach(session.notifier());
+    Ok(Serving { session: session.spawn()?, objects, pages, scans })
+}
+
+/// A data layer being served.
+pub struct Serving {
+    session: fuser::BackgroundSession,
+    objects: Arc<Objects>,
+    pages: Arc<Pages>,
+    scans: Arc<OnceLock<Scans>>,
+}
+
+impl Serving {
+    /// From here on scans are recognised and their objects brought into the page cache ahead of the program, with the
+    /// help of `layer`, where the kernel sees this data layer.
+    ///
+    /// # Errors
+    /// If the system has no thread for it.
+    pub fn read_ahead(&self, layer: Option<Layer>) -> io::Result<()> {
+        let scans = Scans::start(self.objects.clone(), self.pages.clone(), layer)?;
+        // There is nobody else who sets it.
+        let _ = self.scans.set(scans);
+        Ok(())
+    }
+
+    /// Waits until the file system is unmounted.
+    pub fn wait(self) -> io::Result<()> {
+        self.session.join()
+    }
+
+    /// The objects that are served.
+    pub fn objects(&self) -> &Arc<Objects> {
+        &self.objects
+    }
 }
 
 impl DataFs {
+    /// Reads for the kernel something of the object at `position`, and lets what it seems to read next come along.
+    fn demand<T>(&self, position: u32, read: impl FnOnce() -> T) -> T {
+        let ahead = self.objects.miss(position);
+        let scans = self.scans.get();
+        if let Some((scans, batch)) = scans.zip(ahead.coming) {
+            scans.fill(batch);
+        }
+        let read = read();
+        if let Some((scans, batch)) = scans.zip(ahead.within) {
+            scans.hold_for(&batch);
+        }
+        read
+    }
+
+    /// The positions of the objects in the folder of ids that begin with `byte`.
+    fn folder(&self, byte: u8) -> &[u32] {
+        let entries = self.objects.index().entries();
+        let id = |position: &u32| &entries[*position as usize].0;
+        let sorted = self.sorted.get_or_init(|| {
+            let mut positions: Vec<u32> = (0..entries.len() as u32).collect();
+            positions.sort_unstable_by(|a, b| id(a).as_bytes().cmp(id(b).as_bytes()));
+            positions
+        });
+        let start = sorted.partition_point(|position| id(position).as_bytes()[0] < byte);
+        let len = sorted[start..].partition_point(|position| id(position).as_bytes()[0] == byte);
+        &sorted[start..start + len]
+    }
+
     fn attr(&self, ino: u64) -> Option<FileAttr> {
         let (kind, perm, size) = if ino < FIRST_OBJECT {
             (FileType::Directory, 0o555, 0)
         } else {
-            let position = u32::try_from(ino - FIRST_OBJECT).ok()?;
-            (FileType::RegularFile, 0o444, self.objects.index().get(position)?.1)
+            (FileType::RegularFile, 0o444, self.objects.index().get(pages::position(ino)?)?.1)
         };
         Some(FileAttr {
             ino: INodeNo(ino),
@@ -106,7 +181,12 @@ impl Filesystem for DataFs {
         // Best effort all: a kernel without one of these is slower, not wrong.
         let _ = config.set_max_readahead(READAHEAD);
         let _ = config.set_max_write(READAHEAD);
-        for flag in [InitFlags::FUSE_ASYNC_READ, InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_NO_OPEN_SUPPORT] {
+        for flag in [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_DO_READDIRPLUS,
+        ] {
             let _ = config.add_capabilities(flag);
         }
         Ok(())
@@ -114,9 +194,51 @@ impl Filesystem for DataFs {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let ino = child(self.objects.index(), parent.0, name.as_bytes());
-        match ino.and_then(|ino| self.attr(ino).ok_or(Errno::EIO)) {
-            Ok(attr) => reply.entry(&FOREVER, &attr, Generation(0)),
-            Err(error) => reply.error(error),
+        let attr = match ino.and_then(|ino| self.attr(ino).ok_or(Errno::EIO)) {
+            Ok(attr) => attr,
+            Err(error) => return reply.error(error),
+        };
+        let Some(position) = pages::position(attr.ino.0) else {
+            return reply.entry(&FOREVER, &attr, Generation(0));
+        };
+        // overlayfs looks an object up when a program opens the file: it is about to be read.
+        let content = self.demand(position, || self.objects.read_small(position));
+        reply.entry(&FOREVER, &attr, Generation(0));
+        self.pages.enter(position);
+        if let Some(Ok(content)) = content
+            && self.pages.store(position, 0, &content)
+        {
+            self.objects.drop_small(position);
+        }
+    }
+
+    /// Only the data layer's own server asks, to make the kernel know the objects ([`crate::ahead`]).
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let byte = ino.0.checked_sub(FIRST_DIR).and_then(|byte| u8::try_from(byte).ok());
+        let positions = byte.map(|byte| self.folder(byte)).unwrap_or_default();
+        for (number, position) in positions.iter().enumerate().skip(offset as usize) {
+            let ino = pages::inode(*position);
+            let (Some(attr), Some((id, _))) = (self.attr(ino.0), self.objects.index().get(*position)) else { continue };
+            let path = id.object_path();
+            let name = path.split_once('/').map_or(&*path, |(_, name)| name);
+            if reply.add(ino, number as u64 + 1, name, &FOREVER, &attr, Generation(0)) {
+                break;
+            }
+            self.pages.enter(*position);
+        }
+        reply.ok();
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, _lookups: u64) {
+        if let Some(position) = pages::position(ino.0) {
+            self.pages.forget(position);
         }
     }
 
@@ -143,8 +265,8 @@ impl Filesystem for DataFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let position = ino.0.checked_sub(FIRST_OBJECT).and_then(|position| u32::try_from(position).ok());
-        match position.and_then(|position| self.objects.read(position, offset, size)) {
+        let read = |position| self.demand(position, || self.objects.read(position, offset, size));
+        match pages::position(ino.0).and_then(read) {
             Some(Ok(bytes)) => reply.data(&bytes),
             // Never ENOENT, never short: the kernel would show a file that is missing or full of zeros.
             Some(Err(_)) => reply.error(Errno::EIO),

@@ -5,6 +5,7 @@
 //! root, `agent` runs programs for the host.
 
 pub mod agent;
+mod ahead;
 pub mod boot;
 mod clock;
 pub mod cmdline;
@@ -15,6 +16,7 @@ mod loopdev;
 pub mod mount;
 mod neighbours;
 pub mod objects;
+mod pages;
 mod shutdown;
 mod sys;
 mod users;

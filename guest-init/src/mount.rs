@@ -15,6 +15,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
+use crate::ahead::Layer;
 use crate::link::Link;
 use crate::objects::Objects;
 use crate::{datafs, loopdev};
@@ -40,20 +41,17 @@ pub enum Upper {
 
 /// A mounted image. Dropping it does not unmount: the kernel's mount lives until it is unmounted, and needs
 /// this process until then.
-pub struct Mounted {
-    session: fuser::BackgroundSession,
-    objects: Arc<Objects>,
-}
+pub struct Mounted(datafs::Serving);
 
 impl Mounted {
     /// Waits until the image is unmounted.
     pub fn wait(self) -> io::Result<()> {
-        self.session.join()
+        self.0.wait()
     }
 
     /// The image's objects, and with them the link to the host.
     pub fn objects(&self) -> &Arc<Objects> {
-        &self.objects
+        self.0.objects()
     }
 }
 
@@ -86,8 +84,7 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     let (device, data) = fuse()?;
     // The kernel's first request waits in the queue already; the session answers it.
     attach(data, &data_layer)?;
-    let session = datafs::serve(objects.clone(), device).context("cannot serve the FUSE data layer")?;
-    let mounted = Mounted { session, objects };
+    let serving = datafs::serve(objects, device).context("cannot serve the FUSE data layer")?;
     set_readahead(&data_layer);
 
     let upper_layer = match upper {
@@ -100,8 +97,11 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
         }
     };
     attach(overlay(&metadata_layer, &data_layer, upper_layer.as_deref())?, target)?;
+    // Best effort: without it scans are slower.
+    let layer = Layer::open(&data_layer, target).ok();
     drop(detach);
-    Ok(mounted)
+    serving.read_ahead(layer).context("cannot start a thread")?;
+    Ok(Mounted(serving))
 }
 
 /// The manifest's bytes and the index, both exactly what `trust` names.

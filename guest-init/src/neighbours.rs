@@ -2,10 +2,15 @@
 //!
 //! Positions in the object index follow the tree, so a program that walks it (tar, grep, a copy) misses on one
 //! position after the next, and each miss alone costs a round trip. Once two misses follow each other, the objects
-//! after them are asked for along; the window doubles while they are used. A miss elsewhere gives up what is not
-//! used and starts anew with nothing: who reads at random pays for one guess at most.
+//! after them are asked for along, in batches that double while they are used. A miss elsewhere begins a sequence of
+//! its own with nothing asked ahead: who reads at random pays nothing.
+//!
+//! One batch is on its way while the one before is read, as with the kernel's own readahead. Once a sequence has grown
+//! to full batches it is a *scan*: its batches go into the page cache ([`crate::ahead`]), and only the first object of
+//! each is left for the kernel to ask for, which tells how far the program has got.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Mutex;
 
 use lazyroot_proto::ObjectId;
@@ -18,12 +23,15 @@ use crate::link::{Link, LinkError, Ticket};
 const FIRST_WINDOW: u32 = 4;
 const MAX_WINDOW: u32 = 64;
 
-/// Bytes of one batch at most; there are two of them at a time.
+/// Bytes of one batch at most; there are two of them at a time in a sequence.
 const MAX_BATCH_BYTES: u64 = 1 << 20;
 
-/// How far apart two misses may be and still follow each other: between them lie files that are read in pieces, or
-/// that the program has no use for.
+/// How far a miss may lie from where a sequence is and still belong to it: between them lie files that are in the page
+/// cache already, or that the program has no use for.
 const GAP: u32 = 8;
+
+/// Sequences followed at a time: a few programs may walk the tree at once.
+const SEQUENCES: usize = 4;
 
 /// What was asked for ahead.
 #[derive(Default)]
@@ -31,66 +39,121 @@ pub struct Neighbours(Mutex<State>);
 
 #[derive(Default)]
 struct State {
+    /// The one used last comes last.
+    sequences: Vec<Sequence>,
+    /// What is on its way, until somebody takes it.
     tickets: BTreeMap<u32, Ticket>,
+}
+
+/// A program on its way through the tree.
+#[derive(Debug, Default)]
+struct Sequence {
     /// The position of the last miss.
-    last: Option<u32>,
-    /// Objects to ask for at a time; 0 outside of a sequence.
+    last: u32,
+    /// Objects to ask for at a time; 0 for the first miss, which is no sequence yet.
     window: u32,
-    /// The first position that was not asked for in this sequence.
+    /// The first position that was not asked for.
     next: u32,
+    /// What was asked for and lies at or behind the last miss.
+    batches: VecDeque<Range<u32>>,
+}
+
+/// What a miss leads to.
+#[derive(Debug, Default, PartialEq)]
+pub struct Ahead {
+    /// The batch that the missed object lies in, of a scan.
+    pub within: Option<Range<u32>>,
+    /// A batch that is on its way now, of a scan.
+    pub coming: Option<Range<u32>>,
 }
 
 impl Neighbours {
-    /// The whole object at `position`, of at most `longest` bytes, and along with it, perhaps, some that follow.
-    /// Not verified.
-    pub fn read(&self, link: &Link, index: &ObjectIndex, position: u32, longest: u64) -> Result<Vec<u8>, LinkError> {
-        let ticket = {
-            let mut state = self.0.lock().expect("no panic under the lock");
-            state.miss(position).into_iter().for_each(|ticket| link.forget(ticket));
-            if state.wants_more() {
-                state.ask(link, index, longest);
-            }
-            state.tickets.remove(&position)
-        };
-        match (ticket, index.get(position)) {
-            (Some(ticket), _) => link.redeem(ticket),
-            (None, Some((id, size))) => link.read(id, 0, size as u32),
-            (None, None) => unreachable!("the caller found the object in the index"),
+    /// Takes down that the kernel asked for the object at `position`, and asks the host for what follows it, if it seems
+    /// to be read one after the other. Objects of more than `longest` bytes are never asked for ahead.
+    pub fn miss(&self, link: &Link, index: &ObjectIndex, position: u32, longest: u64) -> Ahead {
+        let mut state = self.0.lock().expect("no panic under the lock");
+        let (mut sequence, useless) = state.follow(position);
+        for range in useless {
+            state.take(range).for_each(|ticket| link.forget(ticket));
+        }
+        let scan = sequence.window == MAX_WINDOW;
+        let within = sequence.batches.front().filter(|batch| scan && batch.contains(&position)).cloned();
+        let mut coming = None;
+        if let Some((first, objects)) = sequence.wanted(index, longest) {
+            let batch = first..first + objects.len() as u32;
+            state.tickets.extend(batch.clone().zip(link.read_ahead(first, &objects)));
+            coming = Some(batch).filter(|_| scan);
+        }
+        state.sequences.push(sequence);
+        Ahead { within, coming }
+    }
+
+    /// The whole object at `position`, from what was asked for ahead or asked for now. Not verified.
+    pub fn read(&self, link: &Link, id: ObjectId, position: u32, size: u32) -> Result<Vec<u8>, LinkError> {
+        let ticket = self.0.lock().expect("no panic under the lock").tickets.remove(&position);
+        match ticket {
+            Some(ticket) => link.redeem(ticket),
+            None => link.read(id, 0, size),
         }
     }
 }
 
 impl State {
-    /// Takes a miss down; returns the tickets that are of no use any more.
-    fn miss(&mut self, position: u32) -> Vec<Ticket> {
-        let follows = self.last.is_some_and(|last| (last..last.saturating_add(GAP)).contains(&position));
-        self.last = Some(position);
-        let asked_ahead = self.tickets.contains_key(&position);
-        let useful = if follows || asked_ahead { self.tickets.split_off(&position) } else { BTreeMap::new() };
-        let useless = std::mem::replace(&mut self.tickets, useful).into_values().collect();
-        match (follows || asked_ahead, asked_ahead) {
-            (false, _) => self.window = 0,
-            (true, true) => (),
-            (true, false) => {
-                self.window = (2 * self.window).clamp(FIRST_WINDOW, MAX_WINDOW);
-                self.next = position;
+    /// The sequence that a miss at `position` belongs to, taken out, and what was asked for in vain.
+    fn follow(&mut self, position: u32) -> (Sequence, Vec<Range<u32>>) {
+        match self.sequences.iter().position(|sequence| sequence.leads_to(position)) {
+            Some(found) => {
+                let mut sequence = self.sequences.remove(found);
+                let behind = sequence.advance(position);
+                (sequence, behind)
+            }
+            None => {
+                let oldest = if self.sequences.len() == SEQUENCES { Some(self.sequences.remove(0)) } else { None };
+                let useless = oldest.map(|sequence| sequence.batches.into()).unwrap_or_default();
+                (Sequence { last: position, next: position + 1, ..Sequence::default() }, useless)
             }
         }
-        useless
     }
 
-    /// Half a window before the last one runs out, so that the program never waits for a whole round trip.
-    fn wants_more(&self) -> bool {
-        self.window > 0 && self.tickets.len() < self.window as usize / 2
+    fn take(&mut self, range: Range<u32>) -> impl Iterator<Item = Ticket> {
+        let mut from = self.tickets.split_off(&range.start);
+        let mut rest = from.split_off(&range.end);
+        self.tickets.append(&mut rest);
+        from.into_values()
+    }
+}
+
+impl Sequence {
+    fn leads_to(&self, position: u32) -> bool {
+        (self.last..self.next.saturating_add(GAP)).contains(&position)
     }
 
-    fn ask(&mut self, link: &Link, index: &ObjectIndex, longest: u64) {
+    /// Moves on to a miss; returns the batches that lie before it.
+    fn advance(&mut self, position: u32) -> Vec<Range<u32>> {
+        self.last = position;
+        self.next = self.next.max(position);
+        let behind = self.batches.iter().take_while(|batch| batch.end <= position).count();
+        self.batches.drain(..behind).collect()
+    }
+
+    /// What to ask for now, if anything: so that the batch behind the one that is being read is on its way.
+    fn wanted(&mut self, index: &ObjectIndex, longest: u64) -> Option<(u32, Vec<(ObjectId, u32)>)> {
+        if self.batches.len() >= 2 {
+            return None;
+        }
+        if self.window == 0 {
+            // The first miss: the next one shows whether a sequence begins here.
+            self.window = FIRST_WINDOW / 2;
+            return None;
+        }
+        self.window = (2 * self.window).min(MAX_WINDOW);
         let (first, objects) = batch(index, self.next, self.window, longest);
         self.next = first + objects.len() as u32;
-        if !objects.is_empty() {
-            self.tickets.extend((first..).zip(link.read_ahead(first, &objects)));
-            self.window = (2 * self.window).min(MAX_WINDOW);
+        if objects.is_empty() {
+            return None;
         }
+        self.batches.push_back(first..self.next);
+        Some((first, objects))
     }
 }
 
@@ -122,6 +185,14 @@ mod tests {
         (first, objects.len())
     }
 
+    /// What a miss asks for, and how many batches it gives up.
+    fn miss(state: &mut State, index: &ObjectIndex, position: u32) -> (Range<u32>, usize) {
+        let (mut sequence, useless) = state.follow(position);
+        let wanted = sequence.wanted(index, 1000).map(|(first, objects)| first..first + objects.len() as u32);
+        state.sequences.push(sequence);
+        (wanted.unwrap_or(0..0), useless.len())
+    }
+
     #[test]
     fn a_batch_ends_before_a_large_object_and_the_next_begins_behind_it() {
         let index = index(&[10, 10, 5000, 10, 10, 10]);
@@ -140,15 +211,31 @@ mod tests {
     }
 
     #[test]
-    fn a_window_opens_with_the_second_of_a_sequence_and_closes_with_a_jump() {
-        let mut state = State::default();
-        state.miss(7);
-        assert!(!state.wants_more(), "one miss is no sequence");
-        state.miss(8);
-        assert!(state.wants_more() && state.window == FIRST_WINDOW && state.next == 8);
-        state.miss(5000);
-        assert!(!state.wants_more());
-        state.miss(4999);
-        assert!(!state.wants_more(), "backwards is no sequence");
+    fn batches_double_along_a_sequence_and_one_is_always_ahead() {
+        let (index, mut state) = (index(&[10; 4000]), State::default());
+        assert_eq!(miss(&mut state, &index, 100).0, 0..0, "one miss is no sequence");
+        assert_eq!(miss(&mut state, &index, 101).0, 101..105);
+        assert_eq!(miss(&mut state, &index, 102).0, 105..113);
+        assert_eq!(miss(&mut state, &index, 103).0, 0..0, "one is read and one is on its way");
+        assert_eq!(miss(&mut state, &index, 105), (113..129, 1));
+        assert_eq!(miss(&mut state, &index, 113).0, 129..161);
+        assert_eq!(miss(&mut state, &index, 129).0, 161..225);
+        // Whoever is in the page cache already is not asked for.
+        assert_eq!(miss(&mut state, &index, 170), (225..289, 1));
+    }
+
+    #[test]
+    fn random_misses_ask_for_nothing_and_give_old_sequences_up() {
+        let (index, mut state) = (index(&[10; 4000]), State::default());
+        miss(&mut state, &index, 100);
+        assert_eq!(miss(&mut state, &index, 101).0, 101..105);
+        for position in [2000, 1000, 3000] {
+            assert_eq!(miss(&mut state, &index, position), (0..0, 0));
+        }
+        assert_eq!(miss(&mut state, &index, 102).0, 105..113, "a few sequences are followed side by side");
+        for position in [500, 1500, 2500] {
+            assert_eq!(miss(&mut state, &index, position), (0..0, 0));
+        }
+        assert_eq!(miss(&mut state, &index, 3500), (0..0, 2));
     }
 }

@@ -14,7 +14,7 @@ use lazyroot_proto::{ObjectId, verity};
 
 use crate::clock::monotonic_now;
 use crate::link::{Link, LinkError};
-use crate::neighbours::Neighbours;
+use crate::neighbours::{Ahead, Neighbours};
 
 /// Objects up to this many bytes travel whole: 99 % of the objects of a Linux image, and at vsock's speed
 /// (tens of MiB/s emulated, GB/s otherwise) no dearer than the extra round trip for leaves.
@@ -85,6 +85,14 @@ impl Objects {
         &self.link
     }
 
+    /// Takes down that the kernel asked for an object, and asks for what follows it if it seems to be read next.
+    pub fn miss(&self, position: u32) -> Ahead {
+        match self.index.get(position) {
+            Some((_, 1..=WHOLE_MAX)) => self.neighbours.miss(&self.link, &self.index, position, WHOLE_MAX),
+            _ => Ahead::default(),
+        }
+    }
+
     /// Up to `len` bytes at byte `offset` of the object at `position` in the index; fewer only at its end.
     /// `None` if there is no such object.
     pub fn read(&self, position: u32, offset: u64, len: u32) -> Option<Result<Bytes, ReadError>> {
@@ -102,6 +110,17 @@ impl Objects {
         Some(read)
     }
 
+    /// All of an object that is small enough to travel whole; `None` of a larger one.
+    pub fn read_small(&self, position: u32) -> Option<Fetched> {
+        let (id, size) = self.index.get(position).filter(|(_, size)| *size <= WHOLE_MAX)?;
+        Some(self.whole(position, id, size))
+    }
+
+    /// The kernel has all of this object now.
+    pub fn drop_small(&self, position: u32) {
+        self.whole.drop(position);
+    }
+
     /// Says once that an object cannot be read, here (the console) and on the host. The kernel asks for every page
     /// of a failed read again.
     fn tell(&self, position: u32, error: &ReadError) {
@@ -117,7 +136,7 @@ impl Objects {
             let data = match size {
                 0 => Vec::new(),
                 _ => {
-                    let read = self.neighbours.read(&self.link, &self.index, position, WHOLE_MAX);
+                    let read = self.neighbours.read(&self.link, id, position, size as u32);
                     read.map_err(|error| ReadError::Link { id, error })?
                 }
             };
@@ -157,7 +176,7 @@ impl Objects {
 }
 
 /// What a fetch brought: verified bytes, or why there are none.
-type Fetched = Result<Arc<Vec<u8>>, ReadError>;
+pub type Fetched = Result<Arc<Vec<u8>>, ReadError>;
 
 /// Verified bytes by position, the least recently used dropped first, each fetched by one caller at a time.
 /// Whoever asks meanwhile gets the same outcome; a failure is not kept, so that a later read tries again.
@@ -209,6 +228,11 @@ impl Cache {
             fetched
         })
         .clone()
+    }
+
+    /// Lets go of what is kept for a position.
+    fn drop(&self, position: u32) {
+        self.state.lock().expect("no panic under the lock").remove(position);
     }
 
     /// Accounts for what was fetched into `cell`.

@@ -1,0 +1,139 @@
+//! Batches of a scan, put into the kernel's page cache before the program gets there.
+//!
+//! A program that reads one small file after the other waits for two things: for the bytes, and for threads to wake
+//! each other, which costs more than the bytes do. So a scan's batches are fetched, verified and stored in the page
+//! cache by a thread of their own, the kernel is told of all objects' inodes at once, and the program then runs
+//! through a whole batch without a single request. It stops at the first object of each, which is kept back: answering
+//! that lets the next batch come, and never more than one.
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags, RawDir, inotify};
+
+use crate::objects::Objects;
+use crate::pages::Pages;
+
+/// How long a program that has reached a batch is made to wait for the rest of it. Waking it once is cheaper than
+/// waking it for every object; a link that takes longer than this for a batch is what it waits for then.
+const HOLD: Duration = Duration::from_millis(50);
+
+/// Most objects of an image whose inodes the kernel is told of for a scan. It keeps about 1 KiB for each, until it needs
+/// the memory.
+const MAX_LISTED: usize = 1 << 15;
+
+/// The batches on their way into the page cache.
+pub struct Scans {
+    queue: Sender<Range<u32>>,
+    pending: Arc<Pending>,
+}
+
+#[derive(Default)]
+struct Pending {
+    batches: Mutex<Vec<Range<u32>>>,
+    done: Condvar,
+}
+
+impl Scans {
+    /// Starts the threads that fill `pages`. `layer` lists the data layer, if it can be listed.
+    pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, layer: Option<Layer>) -> std::io::Result<Self> {
+        let (queue, batches) = mpsc::channel();
+        let pending = Arc::<Pending>::default();
+        let filler = Filler { objects, pages, layer, pending: pending.clone() };
+        thread::Builder::new().name("ahead".into()).spawn(move || filler.run(&batches))?;
+        Ok(Self { queue, pending })
+    }
+
+    /// Fills the page cache with the objects at these positions, which were asked for.
+    pub fn fill(&self, batch: Range<u32>) {
+        self.pending.lock().push(batch.clone());
+        // Fails only if the thread ended, which it does with us.
+        let _ = self.queue.send(batch);
+    }
+
+    /// Waits a moment for the batch to be in the page cache.
+    pub fn hold_for(&self, batch: &Range<u32>) {
+        let filled = |batches: &mut Vec<Range<u32>>| batches.contains(batch);
+        let _ = self.pending.done.wait_timeout_while(self.pending.lock(), HOLD, filled);
+    }
+}
+
+impl Pending {
+    fn lock(&self) -> MutexGuard<'_, Vec<Range<u32>>> {
+        self.batches.lock().expect("no panic under the lock")
+    }
+}
+
+struct Filler {
+    objects: Arc<Objects>,
+    pages: Arc<Pages>,
+    layer: Option<Layer>,
+    pending: Arc<Pending>,
+}
+
+impl Filler {
+    fn run(mut self, batches: &Receiver<Range<u32>>) {
+        for batch in batches {
+            if let Some(layer) = self.layer.take()
+                && self.objects.index().entries().len() <= MAX_LISTED
+            {
+                // In a thread of its own: whoever answers the listing may have to wait for us.
+                let _ = thread::Builder::new().name("list".into()).spawn(move || layer.list());
+            }
+            // The first is kept back.
+            for position in batch.clone().skip(1) {
+                if let Some(Ok(content)) = self.objects.read_small(position)
+                    && self.pages.store(position, 0, &content)
+                {
+                    self.objects.drop_small(position);
+                }
+            }
+            self.pending.lock().retain(|other| *other != batch);
+            self.pending.done.notify_all();
+        }
+    }
+}
+
+/// A mounted data layer that its own server may list once, which makes the kernel know all objects.
+///
+/// To have a folder of a mount open is to keep it mounted, so this lets go of it as soon as the image is unmounted.
+pub struct Layer(Arc<Mutex<Option<OwnedFd>>>);
+
+impl Layer {
+    /// The data layer mounted at `path`, below the image that is mounted at `target`.
+    ///
+    /// # Errors
+    /// If it cannot be opened, or the kernel has no inotify(7) instance left.
+    pub fn open(path: &Path, target: &Path) -> std::io::Result<Self> {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+        inotify::add_watch(&watch, target, inotify::WatchFlags::DELETE_SELF)?;
+        let root = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let root = Arc::new(Mutex::new(Some(root)));
+        let kept = Arc::downgrade(&root);
+        thread::Builder::new().name("unmounted".into()).spawn(move || {
+            // The image's root is never deleted: what comes is IN_UNMOUNT, when its last mount is gone.
+            let _ = rustix::io::read(&watch, &mut [0; 1024]);
+            if let Some(root) = kept.upgrade() {
+                root.lock().expect("no panic under the lock").take();
+            }
+        })?;
+        Ok(Self(root))
+    }
+
+    fn list(self) {
+        let mut buffer = Vec::with_capacity(64 << 10);
+        for byte in 0..=u8::MAX {
+            let guard = self.0.lock().expect("no panic under the lock");
+            let Some(root) = guard.as_ref() else { return };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let Ok(dir) = rustix::fs::openat(root, format!("{byte:02x}"), flags, Mode::empty()) else { return };
+            let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+            while let Some(Ok(_)) = entries.next() {}
+        }
+    }
+}

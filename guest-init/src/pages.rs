@@ -1,0 +1,71 @@
+//! The kernel's page cache of the data layer: which objects it knows, and content put there before it asks.
+//!
+//! A file whose inode the kernel knows and whose pages are in its cache is read without a single request. That costs
+//! no memory that the kernel could not take back: what it drops, it asks for again.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fuser::{INodeNo, Notifier};
+
+/// Inodes of objects begin here; those below are the root and its 256 directories.
+pub const FIRST_OBJECT: u64 = 2 + 256;
+
+/// The page cache's side of one data layer.
+pub struct Pages {
+    notifier: OnceLock<Notifier>,
+    /// A bit for every object: whether the kernel has its inode, so that pages can be given to it.
+    known: Box<[AtomicU64]>,
+}
+
+impl Pages {
+    /// For an image of so many objects. The kernel knows none of them.
+    pub fn new(objects: usize) -> Self {
+        let words = objects.div_ceil(u64::BITS as usize);
+        Self { notifier: OnceLock::new(), known: std::iter::repeat_with(AtomicU64::default).take(words).collect() }
+    }
+
+    /// From here on content can be stored through `notifier`.
+    pub fn attach(&self, notifier: Notifier) {
+        // Once per session, and there is one session.
+        let _ = self.notifier.set(notifier);
+    }
+
+    /// The kernel has been told of the inode of the object at this position.
+    pub fn enter(&self, position: u32) {
+        self.word(position).fetch_or(bit(position), Ordering::Relaxed);
+    }
+
+    /// The kernel has forgotten that inode.
+    pub fn forget(&self, position: u32) {
+        self.word(position).fetch_and(!bit(position), Ordering::Relaxed);
+    }
+
+    /// Puts the object's bytes from `offset` (in bytes, a multiple of the page size) on into the page cache; all
+    /// the object's bytes from there, or whole pages. `false` if the kernel has no use for them.
+    ///
+    /// Waits for a READ of the same pages that is being answered: never call this from what that answer waits for.
+    pub fn store(&self, position: u32, offset: u64, data: &[u8]) -> bool {
+        let known = self.word(position).load(Ordering::Relaxed) & bit(position) != 0;
+        let notifier = self.notifier.get().filter(|_| known);
+        notifier.is_some_and(|notifier| notifier.store(inode(position), offset, data).is_ok())
+    }
+
+    fn word(&self, position: u32) -> &AtomicU64 {
+        &self.known[(position / u64::BITS) as usize]
+    }
+}
+
+fn bit(position: u32) -> u64 {
+    1 << (position % u64::BITS)
+}
+
+/// The inode of the object at this position of the index.
+pub fn inode(position: u32) -> INodeNo {
+    INodeNo(FIRST_OBJECT + u64::from(position))
+}
+
+/// The position of the object with this inode; `None` for a directory.
+pub fn position(inode: u64) -> Option<u32> {
+    u32::try_from(inode.checked_sub(FIRST_OBJECT)?).ok()
+}
