@@ -95,6 +95,7 @@ pub enum LinkError {
 struct Sizes {
     manifest: u64,
     index: u64,
+    profile: u64,
 }
 
 /// A session with the host's object server about one image.
@@ -172,6 +173,7 @@ impl Link {
         let size = match what {
             Metadata::Manifest => sizes.manifest,
             Metadata::Index => sizes.index,
+            Metadata::Profile => sizes.profile,
         };
         self.in_pieces(size, |offset, len| Request::Get { what, offset, len })
     }
@@ -406,8 +408,8 @@ impl Link {
         // A hypervisor's proxy may accept for a server that is not there: only a welcome counts.
         let (header, payload) = reader.read_frame().map_err(unreachable)?;
         match FromHost::decode(header.kind, &payload) {
-            Ok(FromHost::Welcome { manifest_size, index_size }) => {
-                Ok((reader, Sizes { manifest: manifest_size, index: index_size }))
+            Ok(FromHost::Welcome { manifest_size, index_size, profile_size }) => {
+                Ok((reader, Sizes { manifest: manifest_size, index: index_size, profile: profile_size }))
             }
             Ok(FromHost::Error { code, message }) => Err(SessionError::Refused(LinkError::Host { code, message })),
             Ok(_) => Err(SessionError::Refused(FrameError::UnknownKind(header.kind).into())),
@@ -566,7 +568,7 @@ mod tests {
             let mut reader = FrameReader::new(Arc::new(File::from(OwnedFd::from(stream))));
             let (header, payload) = reader.read_frame().unwrap();
             assert!(matches!(Request::decode(header.kind, &payload), Ok(Request::Hello(_))));
-            reply(&reader, 0, &FromHost::Welcome { manifest_size: 0, index_size: 0 });
+            reply(&reader, 0, &FromHost::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 });
             reader
         }
     }

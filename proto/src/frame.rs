@@ -5,6 +5,7 @@
 //! connection has. On a data connection requests are pipelined and replies come in any order; a reply carries
 //! its request's tag. Payloads are parsed here, once, into values that cannot be wrong.
 
+use crate::reads::{Counters, Extent, Read, decode_extents, decode_reads, encode_extents, encode_reads};
 use crate::{Algorithm, ObjectId};
 
 /// Version of the protocol; both ends must have the same one.
@@ -104,6 +105,9 @@ pub mod kind {
     pub const PING: u8 = 0x05;
     pub const EVENT: u8 = 0x06;
     pub const READ_MANY: u8 = 0x07;
+    pub const READ_LIST: u8 = 0x08;
+    pub const READS: u8 = 0x09;
+    pub const COUNTERS: u8 = 0x0a;
     pub const WELCOME: u8 = 0x81;
     pub const DATA: u8 = 0x82;
     pub const ERROR: u8 = 0x83;
@@ -132,13 +136,20 @@ pub struct Hello {
     pub role: Role,
 }
 
-/// Which of an image's two metadata files a [`Request::Get`] reads.
+/// Which of an image's metadata files a [`Request::Get`] reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metadata {
     /// The EROFS manifest.
     Manifest,
     /// The object index.
     Index,
+    /// The boot profile: extents to read ahead, the one needed first first ([`crate::reads::encode_extents`]). A hint
+    /// that nothing vouches for.
+    Profile,
+}
+
+impl Metadata {
+    const ALL: [Metadata; 3] = [Metadata::Manifest, Metadata::Index, Metadata::Profile];
 }
 
 /// What happened in the guest, told to the host.
@@ -187,6 +198,9 @@ pub enum Request {
         /// How many, at most [`MAX_BATCH`].
         count: u32,
     },
+    /// Extents of objects, each answered by its own DATA or ERROR frame with tags `tag`, `tag + 1`, ... Meant for what
+    /// is read ahead of need. At most [`MAX_BATCH`], each of at most [`MAX_READ`] bytes.
+    ReadList(Vec<Extent>),
     /// `len` bytes at `offset` of an object's Merkle leaves (see [`crate::verity`]).
     Leaves {
         /// Which object.
@@ -198,6 +212,10 @@ pub enum Request {
     },
     /// Is anybody there? Answered at once, ahead of reads under way.
     Ping,
+    /// What programs have read; not answered.
+    Reads(Vec<Read>),
+    /// What the guest's data plane has done so far; not answered.
+    Counters(Box<Counters>),
     /// Something happened; not answered.
     Event {
         /// What.
@@ -229,6 +247,8 @@ pub enum FromHost<'a> {
         manifest_size: u64,
         /// Size of the object index in bytes (0 unless the role is data).
         index_size: u64,
+        /// Size of the boot profile in bytes (0 if there is none).
+        profile_size: u64,
     },
     /// What a read asked for, all of it.
     Data(&'a [u8]),
@@ -363,12 +383,12 @@ impl Request {
                 };
                 out.frame(kind::HELLO, tag)
             }
-            Request::Get { what, offset, len } => {
-                let what = matches!(what, Metadata::Index);
-                out.u8(what.into()).u64(*offset).u32(*len).frame(kind::GET, tag)
-            }
+            Request::Get { what, offset, len } => out.u8(*what as u8).u64(*offset).u32(*len).frame(kind::GET, tag),
             Request::Read { id, offset, len } => out.id(id).u64(*offset).u32(*len).frame(kind::READ, tag),
             Request::ReadMany { first, count } => out.u32(*first).u32(*count).frame(kind::READ_MANY, tag),
+            Request::ReadList(extents) => out.bytes(&encode_extents(extents)).frame(kind::READ_LIST, tag),
+            Request::Reads(reads) => out.bytes(&encode_reads(reads)).frame(kind::READS, tag),
+            Request::Counters(counters) => out.bytes(&counters.encode()).frame(kind::COUNTERS, tag),
             Request::Leaves { id, offset, len } => out.id(id).u64(*offset).u32(*len).frame(kind::LEAVES, tag),
             Request::Ping => out.frame(kind::PING, tag),
             Request::Event { kind: event, at, text } => {
@@ -402,11 +422,7 @@ impl Request {
                 Request::Hello(Hello { role })
             }
             kind::GET => {
-                let what = match fields.u8()? {
-                    0 => Metadata::Manifest,
-                    1 => Metadata::Index,
-                    _ => return Err(fields.malformed()),
-                };
+                let what = *Metadata::ALL.get(fields.u8()? as usize).ok_or(fields.malformed())?;
                 Request::Get { what, offset: fields.u64()?, len: fields.read_len()? }
             }
             kind::READ => Request::Read { id: fields.id()?, offset: fields.u64()?, len: fields.read_len()? },
@@ -417,6 +433,16 @@ impl Request {
                 }
                 Request::ReadMany { first, count }
             }
+            kind::READ_LIST => {
+                let extents = decode_extents(kind, fields.rest())?;
+                let fits = |extent: &Extent| extent.blocks <= MAX_READ / crate::verity::BLOCK as u32;
+                if extents.is_empty() || extents.len() > MAX_BATCH || !extents.iter().all(fits) {
+                    return Err(fields.malformed());
+                }
+                Request::ReadList(extents)
+            }
+            kind::READS => Request::Reads(decode_reads(kind, fields.rest())?),
+            kind::COUNTERS => Request::Counters(Box::new(Counters::decode(&mut fields)?)),
             kind::LEAVES => Request::Leaves { id: fields.id()?, offset: fields.u64()?, len: fields.read_len()? },
             kind::PING => Request::Ping,
             kind::EVENT => {
@@ -434,8 +460,8 @@ impl<'a> FromHost<'a> {
     pub fn encode(&self, tag: u64) -> Vec<u8> {
         let out = Writer::default();
         match self {
-            FromHost::Welcome { manifest_size, index_size } => {
-                out.u16(VERSION).u64(*manifest_size).u64(*index_size).frame(kind::WELCOME, tag)
+            FromHost::Welcome { manifest_size, index_size, profile_size } => {
+                out.u16(VERSION).u64(*manifest_size).u64(*index_size).u64(*profile_size).frame(kind::WELCOME, tag)
             }
             FromHost::Data(data) => out.bytes(data).frame(kind::DATA, tag),
             FromHost::Error { code, message } => out.u8(*code as u8).bytes(message.as_bytes()).frame(kind::ERROR, tag),
@@ -457,7 +483,11 @@ impl<'a> FromHost<'a> {
                     VERSION => (),
                     other => return Err(FrameError::Version(other)),
                 }
-                FromHost::Welcome { manifest_size: fields.u64()?, index_size: fields.u64()? }
+                FromHost::Welcome {
+                    manifest_size: fields.u64()?,
+                    index_size: fields.u64()?,
+                    profile_size: fields.u64()?,
+                }
             }
             kind::DATA => FromHost::Data(fields.rest()),
             kind::ERROR => {
@@ -476,6 +506,7 @@ impl<'a> FromHost<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reads::Origin;
     use crate::verity;
     use proptest::prelude::*;
 
@@ -488,6 +519,8 @@ mod tests {
     #[test]
     fn requests_round_trip() {
         let id = verity::digest(Algorithm::Sha512, b"x");
+        let extent = Extent { position: 1, block: 2, blocks: 3 };
+        let read = Read { extent, at: 4, waited: 5, origin: Origin::Failed };
         let requests = [
             Request::Hello(Hello { role: Role::Data(id) }),
             Request::Hello(Hello { role: Role::Control }),
@@ -497,6 +530,10 @@ mod tests {
             Request::Get { what: Metadata::Index, offset: 1 << 40, len: MAX_READ },
             Request::Read { id, offset: 4096, len: 4096 },
             Request::ReadMany { first: 3, count: MAX_BATCH as u32 },
+            Request::ReadList(vec![Extent { position: 1, block: 2, blocks: 256 }; MAX_BATCH]),
+            Request::Reads(vec![read; 600]),
+            Request::Counters(Box::new(Counters { profile_bytes: 7, ..Counters::default() })),
+            Request::Get { what: Metadata::Profile, offset: 0, len: 1 },
             Request::Leaves { id, offset: 0, len: 64 },
             Request::Ping,
             Request::Event { kind: EventKind::Fatal, at: 5, text: "why".into() },
@@ -513,7 +550,7 @@ mod tests {
     #[test]
     fn replies_round_trip() {
         let replies = [
-            FromHost::Welcome { manifest_size: 1, index_size: 2 },
+            FromHost::Welcome { manifest_size: 1, index_size: 2, profile_size: 3 },
             FromHost::Data(b"bytes"),
             FromHost::Error { code: ErrorCode::Unavailable, message: "object ab".into() },
             FromHost::Pong,

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod id;
 pub mod index;
 pub mod peer;
+pub mod reads;
 pub mod verity;
 
 pub use id::{Algorithm, ObjectId};

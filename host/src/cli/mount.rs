@@ -94,7 +94,8 @@ fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image
             let socket = private.path().join("s");
             let _guard = runtime.enter();
             let listener = Listener::bind(&Endpoint::Unix(socket.clone()))?;
-            let catalog = Catalog::of([ServedImage::open(image, store.source())?]);
+            let served = ServedImage::open(image, store.source())?.with_profile(store.profile(&image.id));
+            let catalog = Catalog::of([served]);
             let server = Server::new(catalog, None, |_| ());
             runtime.spawn(Arc::new(server).serve(listener));
             Address::Unix(socket)

@@ -30,7 +30,10 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
     let catalog = if args.images.is_empty() {
         Catalog::whole(store)
     } else {
-        let open = |name: &String| ServedImage::open(&store.resolve(name)?, store.source());
+        let open = |name: &String| {
+            let image = store.resolve(name)?;
+            Ok(ServedImage::open(&image, store.source())?.with_profile(store.profile(&image.id)))
+        };
         Catalog::of(args.images.iter().map(open).collect::<Result<Vec<_>>>()?)
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

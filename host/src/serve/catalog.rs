@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
 
-use crate::store::{Image, Object, ObjectSource, Store};
+use crate::store::{Image, Object, ObjectSource, ProfileFile, Store};
 
 /// An image being served.
 pub struct ServedImage {
@@ -24,6 +24,8 @@ pub struct ServedImage {
     pub manifest_size: u64,
     /// The index as it goes over the wire.
     pub index_bytes: Vec<u8>,
+    /// Where what guests read at boot is remembered, if it is.
+    pub profile: Option<ProfileFile>,
 }
 
 impl ServedImage {
@@ -33,7 +35,12 @@ impl ServedImage {
             .with_context(|| format!("cannot open the manifest {}", image.manifest.display()))?;
         let manifest_size = manifest.metadata()?.len();
         let index = image.index.clone();
-        Ok(Self { id: image.id, index_bytes: index.to_bytes(), index, source, manifest, manifest_size })
+        Ok(Self { id: image.id, index_bytes: index.to_bytes(), index, source, manifest, manifest_size, profile: None })
+    }
+
+    /// From here on guests are sent ahead what `profile` says, and what they read is remembered there.
+    pub fn with_profile(self, profile: ProfileFile) -> Self {
+        Self { profile: Some(profile), ..self }
     }
 
     /// The object with this id, if the image has it.
@@ -72,7 +79,8 @@ impl Catalog {
             return Some(image.clone());
         }
         let store = self.store.as_ref()?;
-        let image = store.resolve(&id.to_string()).and_then(|image| ServedImage::open(&image, store.source()));
+        let open = |image: Image| Ok(ServedImage::open(&image, store.source())?.with_profile(store.profile(&image.id)));
+        let image = store.resolve(&id.to_string()).and_then(open);
         match image {
             Ok(image) => {
                 let mut open = self.open.write().expect("no panic under the lock");

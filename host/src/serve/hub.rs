@@ -68,7 +68,7 @@ impl Hub {
     /// A guest's control connection, until it ends or the guest opens another: a guest that lost its connection may
     /// know before we do.
     pub(super) async fn control(&self, mut stream: BoxStream) {
-        let welcome = FromHost::Welcome { manifest_size: 0, index_size: 0 };
+        let welcome = FromHost::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 };
         if write_frame(&mut stream, &welcome.encode(0)).await.is_err() {
             return;
         }

@@ -4,6 +4,7 @@
 //! image that the guest names, if this server serves it; control and stream connections go to the [`Hub`] of
 //! the VM whose socket they came in on, if there is one.
 
+mod activity;
 mod catalog;
 mod hub;
 mod listen;
@@ -11,7 +12,8 @@ mod session;
 mod stats;
 mod wire;
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lazyroot_proto::frame::{ErrorCode, EventKind, FromHost, Request, Role};
@@ -19,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+pub use activity::{Activity, State as ActivityState};
 pub use catalog::{Catalog, ServedImage};
 pub use hub::{Hub, HubError};
 pub use listen::{BoxStream, Endpoint, Listener};
@@ -35,6 +38,9 @@ const MAX_CONNECTIONS: usize = 2048;
 
 /// How long a connection may stay silent before its hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Sessions that are remembered after their end: a guest that reconnects begins a new one.
+const ENDED_ACTIVITIES: usize = 8;
 
 /// Pause after a failed accept: out of file descriptors, most likely, which passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -71,6 +77,7 @@ pub struct Server {
     hub: Option<Arc<Hub>>,
     events: Box<dyn Fn(Event) + Send + Sync>,
     stats: Arc<Stats>,
+    activities: Mutex<VecDeque<Arc<Activity>>>,
     slow_replies: Arc<Semaphore>,
 }
 
@@ -83,6 +90,7 @@ impl Server {
             hub,
             events: Box::new(events),
             stats: Arc::default(),
+            activities: Mutex::default(),
             slow_replies: Arc::new(Semaphore::new(SLOW_REPLY_BUDGET_KIB as usize)),
         }
     }
@@ -90,6 +98,24 @@ impl Server {
     /// What was served so far, over all sessions.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// The data sessions, oldest first: those that run, and the last few that ended.
+    pub fn activities(&self) -> Vec<Arc<Activity>> {
+        self.activities.lock().expect("no panic under the lock").iter().cloned().collect()
+    }
+
+    /// Takes down a session that begins.
+    fn begin(&self, image: &ServedImage) -> Arc<Activity> {
+        let activity = Arc::new(Activity::new(image.id, image.index.clone()));
+        let mut activities = self.activities.lock().expect("no panic under the lock");
+        let ended = activities.iter().filter(|activity| activity.state().ended).count();
+        if ended > ENDED_ACTIVITIES {
+            let oldest = activities.iter().position(|activity| activity.state().ended);
+            oldest.and_then(|oldest| activities.remove(oldest));
+        }
+        activities.push_back(activity.clone());
+        activity
     }
 
     /// Accepts connections for ever. Dropping the future ends its sessions.

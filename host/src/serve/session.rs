@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::frame::{ErrorCode, FromHost, HEADER, Header, MAX_READ, Metadata, Request, kind};
+use lazyroot_proto::reads::{Extent, encode_extents};
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{BoxStream, Event, ServedImage, Server, printable, read_request};
+use super::{Activity, BoxStream, Event, ServedImage, Server, printable, read_request};
 
 /// Requests of one session that may wait for a slow source or for memory at a time; the next one waits for a place.
 /// A guest has no more than a few dozen threads reading.
@@ -62,17 +63,26 @@ type Failure = (ErrorCode, String);
 pub(super) async fn run(server: &Server, image: Arc<ServedImage>, stream: BoxStream) {
     let (mut reader, writer) = tokio::io::split(stream);
     let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
+    let profile = image.profile.as_ref().and_then(|file| file.read());
+    let profile = profile.map(|profile| encode_extents(&profile.extents(&image.index))).unwrap_or_default();
+    let recording = Recording { activity: server.begin(&image), image: image.clone() };
     let mut session = Session {
         server,
         image,
+        profile: profile.into(),
+        activity: recording.activity.clone(),
         outbox: outbox.clone(),
         places: Arc::new(Semaphore::new(SLOW_REQUESTS)),
         memory: Arc::new(Semaphore::new(SESSION_REPLY_BUDGET_KIB)),
         slow: JoinSet::new(),
         events: 0,
     };
-    let (manifest_size, index_size) = (session.image.manifest_size, session.image.index_bytes.len() as u64);
-    if outbox.send(&FromHost::Welcome { manifest_size, index_size }.encode(0)).await.is_err() {
+    let welcome = FromHost::Welcome {
+        manifest_size: session.image.manifest_size,
+        index_size: session.image.index_bytes.len() as u64,
+        profile_size: session.profile.len() as u64,
+    };
+    if outbox.send(&welcome.encode(0)).await.is_err() {
         return;
     }
     loop {
@@ -117,6 +127,9 @@ impl Outbox {
 struct Session<'a> {
     server: &'a Server,
     image: Arc<ServedImage>,
+    /// The boot profile as it goes over the wire.
+    profile: Arc<[u8]>,
+    activity: Arc<Activity>,
     outbox: Arc<Outbox>,
     places: Arc<Semaphore>,
     memory: Arc<Semaphore>,
@@ -132,8 +145,18 @@ impl Session<'_> {
             Request::Event { kind, at, text } => {
                 self.events += 1;
                 if self.events <= MAX_EVENTS {
-                    (self.server.events)(Event { kind, at, text: printable(&text) });
+                    let event = Event { kind, at, text: printable(&text) };
+                    self.activity.state().milestones.push(event.clone());
+                    (self.server.events)(event);
                 }
+                Ok(())
+            }
+            Request::Reads(reads) => {
+                self.activity.read(reads);
+                Ok(())
+            }
+            Request::Counters(counters) => {
+                self.activity.state().counters = *counters;
                 Ok(())
             }
             Request::Hello(_) => self.fail(tag, (ErrorCode::Invalid, "a second hello".into())).await,
@@ -143,41 +166,71 @@ impl Session<'_> {
             Request::Get { what: Metadata::Index, offset, len } => {
                 self.answer(tag, Range { part: Part::Index, offset, len }).await
             }
+            Request::Get { what: Metadata::Profile, offset, len } => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let profile = self.profile.clone();
+                match start.checked_add(len as usize).and_then(|end| profile.get(start..end)) {
+                    Some(piece) => {
+                        self.server.stats.answered(None, len);
+                        self.activity.answered(len);
+                        self.outbox.send(&FromHost::Data(piece).encode(tag)).await
+                    }
+                    None => self.fail(tag, outside(offset, len, profile.len() as u64)).await,
+                }
+            }
             Request::Read { id, offset, len } => self.answer(tag, Range { part: Part::Object(id), offset, len }).await,
             Request::Leaves { id, offset, len } => {
                 self.answer(tag, Range { part: Part::Leaves(id), offset, len }).await
             }
-            Request::ReadMany { first, count } => self.answer_many(tag, first, count).await,
+            Request::ReadMany { first, count } => {
+                let index = self.image.index.clone();
+                let whole = |number| {
+                    let position = first.saturating_add(number);
+                    let (id, size) = index.get(position).ok_or_else(|| no_object(position))?;
+                    match u32::try_from(size) {
+                        Ok(len) if len <= MAX_READ => Ok(Range { part: Part::Object(id), offset: 0, len }),
+                        _ => Err((ErrorCode::Invalid, format!("object {id} is too large to send whole"))),
+                    }
+                };
+                self.answer_many(tag, (0..count).map(whole)).await
+            }
+            Request::ReadList(extents) => {
+                let index = self.image.index.clone();
+                let range = |extent: Extent| {
+                    let (id, size) = index.get(extent.position).ok_or_else(|| no_object(extent.position))?;
+                    let behind = || (ErrorCode::Invalid, format!("object {id} has no block {}", extent.block));
+                    let (offset, len) = extent.bytes(size).ok_or_else(behind)?;
+                    Ok(Range { part: Part::Object(id), offset, len: len as u32 })
+                };
+                self.answer_many(tag, extents.into_iter().map(range)).await
+            }
         }
     }
 
     async fn fail(&self, tag: u64, (code, message): Failure) -> io::Result<()> {
         self.server.stats.failed();
+        self.activity.state().failures += 1;
         tracing::warn!("image {}: {message}", self.image.id);
         self.outbox.send(&FromHost::Error { code, message }.encode(tag)).await
     }
 
-    /// Answers with whole objects at consecutive positions; those in memory with one write for many of them.
-    async fn answer_many(&mut self, tag: u64, first: u32, count: u32) -> io::Result<()> {
+    /// Answers several ranges, each by itself; those in memory with one write for many of them.
+    async fn answer_many(&mut self, tag: u64, ranges: impl Iterator<Item = Result<Range, Failure>>) -> io::Result<()> {
         let mut frames = Vec::new();
-        for number in 0..count {
-            let (tag, position) = (tag.wrapping_add(number.into()), first.saturating_add(number));
-            let failure = match self.image.index.get(position) {
-                Some((id, size)) if size <= MAX_READ.into() => {
-                    let range = Range { part: Part::Object(id), offset: 0, len: size as u32 };
-                    match self.cached(tag, range) {
-                        Some(frame) => frames.extend_from_slice(&frame),
-                        None => self.answer_slowly(tag, range).await,
-                    }
-                    if frames.len() >= MAX_READ as usize {
-                        self.outbox.send(&std::mem::take(&mut frames)).await?;
-                    }
+        for (tag, range) in (tag..).zip(ranges) {
+            let range = match range {
+                Ok(range) => range,
+                Err(failure) => {
+                    self.fail(tag, failure).await?;
                     continue;
                 }
-                Some((id, _)) => format!("object {id} is too large to send whole"),
-                None => format!("the image has no object at position {position}"),
             };
-            self.fail(tag, (ErrorCode::Invalid, failure)).await?;
+            if !self.append_cached(&mut frames, tag, range) {
+                self.answer_slowly(tag, range).await;
+            }
+            if frames.len() >= MAX_READ as usize {
+                self.outbox.send(&std::mem::take(&mut frames)).await?;
+            }
         }
         self.outbox.send(&frames).await
     }
@@ -187,25 +240,32 @@ impl Session<'_> {
         if let Err(failure) = check(&self.image, range) {
             return self.fail(tag, failure).await;
         }
-        match self.cached(tag, range) {
-            Some(frame) => self.outbox.send(&frame).await,
-            None => {
+        let mut frame = Vec::new();
+        match self.append_cached(&mut frame, tag, range) {
+            true => self.outbox.send(&frame).await,
+            false => {
                 self.answer_slowly(tag, range).await;
                 Ok(())
             }
         }
     }
 
-    /// The reply to a range of an object that is in memory.
-    fn cached(&self, tag: u64, range: Range) -> Option<Vec<u8>> {
-        let Part::Object(id) = range.part else { return None };
-        let object = self.image.object(&id)?;
-        let mut frame = data_frame(tag, range.len);
-        let cached = self.image.source.read_cached(&object, range.offset, &mut frame[HEADER..]);
-        cached.then(|| {
-            self.server.stats.answered(range.part.object(), range.len);
-            frame
-        })
+    /// Appends the reply to a range of an object that is in memory; leaves `frames` alone, and returns `false`, if it
+    /// is not.
+    fn append_cached(&self, frames: &mut Vec<u8>, tag: u64, range: Range) -> bool {
+        let Part::Object(id) = range.part else { return false };
+        let Some(object) = self.image.object(&id) else { return false };
+        let start = frames.len();
+        append_data_frame(frames, tag, range.len);
+        let cached = self.image.source.read_cached(&object, range.offset, &mut frames[start + HEADER..]);
+        match cached {
+            true => {
+                self.server.stats.answered(range.part.object(), range.len);
+                self.activity.answered(range.len);
+            }
+            false => frames.truncate(start),
+        }
+        cached
     }
 
     /// Answers a range that was checked from a task of its own.
@@ -213,6 +273,7 @@ impl Session<'_> {
         while self.slow.try_join_next().is_some() {}
         let place = self.places.clone().acquire_owned().await.expect("never closed");
         let (image, outbox, stats) = (self.image.clone(), self.outbox.clone(), self.server.stats.clone());
+        let activity = self.activity.clone();
         let (session_memory, server_memory) = (self.memory.clone(), self.server.slow_replies.clone());
         // In a task of its own from here on: whatever it waits for, the session goes on reading.
         self.slow.spawn(async move {
@@ -226,10 +287,12 @@ impl Session<'_> {
             let frame = match reply {
                 Ok(frame) => {
                     stats.answered(range.part.object(), range.len);
+                    activity.answered(range.len);
                     frame
                 }
                 Err((code, message)) => {
                     stats.failed();
+                    activity.state().failures += 1;
                     tracing::warn!("image {}: {message}", image.id);
                     FromHost::Error { code, message }.encode(tag)
                 }
@@ -241,11 +304,39 @@ impl Session<'_> {
     }
 }
 
-/// Room for a DATA frame of `len` bytes, its header filled in.
-fn data_frame(tag: u64, len: u32) -> Vec<u8> {
-    let mut frame = vec![0; HEADER + len as usize];
-    frame[..HEADER].copy_from_slice(&Header { len, kind: kind::DATA, tag }.encode());
-    frame
+/// Appends room for a DATA frame of `len` bytes, its header filled in.
+fn append_data_frame(frames: &mut Vec<u8>, tag: u64, len: u32) {
+    frames.reserve(HEADER + len as usize);
+    frames.extend_from_slice(&Header { len, kind: kind::DATA, tag }.encode());
+    frames.resize(frames.len() + len as usize, 0);
+}
+
+fn outside(offset: u64, len: u32, size: u64) -> Failure {
+    (ErrorCode::Invalid, format!("{len} bytes at {offset} lie outside of {size}"))
+}
+
+fn no_object(position: u32) -> Failure {
+    (ErrorCode::Invalid, format!("the image has no object at position {position}"))
+}
+
+/// What a session has recorded, remembered when it ends.
+struct Recording {
+    activity: Arc<Activity>,
+    image: Arc<ServedImage>,
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let mut state = self.activity.state();
+        state.ended = true;
+        if let Some(profile) = &self.image.profile
+            && !state.reads.is_empty()
+            && let Err(error) = profile.merge(&self.image.index, &state.reads)
+        {
+            // A store may be read-only to us.
+            tracing::debug!("what image {} reads is not remembered: {error:#}", self.image.id);
+        }
+    }
 }
 
 /// Whether the session may read this, and the range lies inside it.
@@ -265,7 +356,7 @@ fn check(image: &ServedImage, range: Range) -> Result<(), Failure> {
     };
     match range.offset.checked_add(range.len.into()) {
         Some(end) if end <= size => Ok(()),
-        _ => Err((ErrorCode::Invalid, format!("{} bytes at {} lie outside of {size}", range.len, range.offset))),
+        _ => Err(outside(range.offset, range.len, size)),
     }
 }
 
@@ -273,7 +364,8 @@ fn check(image: &ServedImage, range: Range) -> Result<(), Failure> {
 fn read(image: &ServedImage, tag: u64, range: Range) -> Result<Vec<u8>, Failure> {
     let object = |id| image.object(&id).ok_or_else(|| (ErrorCode::Refused, format!("object {id} is of no image here")));
     let unavailable = |error: &dyn std::fmt::Display| (ErrorCode::Unavailable, error.to_string());
-    let mut frame = data_frame(tag, range.len);
+    let mut frame = Vec::new();
+    append_data_frame(&mut frame, tag, range.len);
     let buffer = &mut frame[HEADER..];
     let piece = |bytes: &[u8], buffer: &mut [u8]| {
         let start = range.offset as usize;

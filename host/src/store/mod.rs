@@ -10,6 +10,7 @@ mod manifest;
 mod name;
 #[cfg(target_os = "linux")]
 mod podman;
+mod profile;
 mod progress;
 mod recent;
 mod repo;
@@ -23,6 +24,7 @@ pub use image::{Image, ImageSummary};
 pub use import::Source;
 pub use manifest::{Census, Content, Node, Tree};
 pub use name::{ImageName, ParseNameError};
+pub use profile::{BOOT, Entry, Profile, ProfileFile};
 pub use progress::Progress;
 pub use repo::{Removed, Store};
 pub use repository::RepositorySource;

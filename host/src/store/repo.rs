@@ -22,6 +22,7 @@ use super::image::{Image, ImageSummary};
 use super::import::{self, Source};
 use super::manifest::Tree;
 use super::name::ImageName;
+use super::profile::ProfileFile;
 use super::progress::Progress;
 use super::repository::RepositorySource;
 use super::source::ObjectSource;
@@ -150,6 +151,11 @@ impl Store {
     /// Where its objects are read.
     pub fn source(&self) -> Arc<dyn ObjectSource> {
         self.source.clone()
+    }
+
+    /// Where what VMs read of an image at boot is remembered.
+    pub fn profile(&self, image: &ObjectId) -> ProfileFile {
+        ProfileFile::new(self.files.clone(), image)
     }
 
     /// Finds an image by `name[:tag]`, by digest, or by the first 12 or more hex digits of one.

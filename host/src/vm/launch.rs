@@ -274,7 +274,7 @@ impl Vm {
         let listener = Listener::bind(&endpoint)?;
         let control_listener = Control::listen(instance.dir())?;
         let hub = Arc::<Hub>::default();
-        let served = ServedImage::open(&launch.image, store.source())?;
+        let served = ServedImage::open(&launch.image, store.source())?.with_profile(store.profile(&launch.image.id));
         let watch = Arc::<OnceLock<Arc<Watch>>>::default();
         let on_event = {
             let watch = watch.clone();

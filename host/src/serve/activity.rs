@@ -1,0 +1,75 @@
+//! What the sessions of a server are doing: what each guest has read, and how long it waited.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use lazyroot_proto::ObjectId;
+use lazyroot_proto::index::ObjectIndex;
+use lazyroot_proto::reads::{Counters, Read};
+
+use super::Event;
+
+/// Reads that are kept of one session, the first ones: enough for a boot and for a walk through a whole image. About
+/// 1.3 MB.
+const MAX_READS: usize = 1 << 15;
+
+/// One data session, running or ended.
+pub struct Activity {
+    /// The image's digest.
+    pub image: ObjectId,
+    /// The image's objects: what positions in reads mean.
+    pub index: Arc<ObjectIndex>,
+    /// When the session began.
+    pub since: SystemTime,
+    state: Mutex<State>,
+}
+
+/// What is known of a session.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// What was read, oldest first.
+    pub reads: Vec<Read>,
+    /// Reads that were told but not kept: there were too many.
+    pub more_reads: u64,
+    /// What the guest has counted.
+    pub counters: Counters,
+    /// What the guest said of itself.
+    pub milestones: Vec<Event>,
+    /// Payload bytes sent.
+    pub sent_bytes: u64,
+    /// Requests answered.
+    pub requests: u64,
+    /// Requests answered with an error.
+    pub failures: u64,
+    /// Whether the session is over.
+    pub ended: bool,
+}
+
+impl Activity {
+    pub(super) fn new(image: ObjectId, index: Arc<ObjectIndex>) -> Self {
+        Self { image, index, since: SystemTime::now(), state: Mutex::default() }
+    }
+
+    /// What is known now.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic under the lock")
+    }
+
+    pub(super) fn read(&self, reads: Vec<Read>) {
+        let mut state = self.state();
+        // A guest may name what its image does not have.
+        let known = reads.into_iter().filter(|read| self.index.get(read.extent.position).is_some());
+        for read in known {
+            match state.reads.len() < MAX_READS {
+                true => state.reads.push(read),
+                false => state.more_reads += 1,
+            }
+        }
+    }
+
+    pub(super) fn answered(&self, bytes: u32) {
+        let mut state = self.state();
+        state.requests += 1;
+        state.sent_bytes += u64::from(bytes);
+    }
+}
