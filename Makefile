@@ -11,14 +11,19 @@ PREFIX ?= /usr/local
 
 # Recipes share the package manager and cargo's locks: in parallel they would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help build run test bench lint deny docs clean install image
+.PHONY: help build guest-init run test test-arm64 check-macos bench lint deny docs clean install image
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 build: ## lazyroot and the static guest-init, in target/release
 	@sh scripts/deps.sh build
 	@sh scripts/build.sh
+
+guest-init: ## guest-init for guests of another architecture: ARCH=aarch64
+	@sh scripts/deps.sh build
+	@case "$(ARCH)" in aarch64) sh scripts/deps.sh arm64 ;; esac
+	@sh scripts/guest-init.sh $(ARCH)
 
 image: ## the demo image and kernel package, in target/demo
 	@sh scripts/deps.sh image
@@ -31,6 +36,17 @@ run: build image ## import the demo image, boot it lazily and run a command in i
 test: build image ## formatting, lints and every test, real VMs included
 	@sh scripts/deps.sh test
 	@sh scripts/test.sh
+
+test-arm64: build image ## boot arm64 guests, emulated on other machines
+	@sh scripts/deps.sh arm64
+	@sh scripts/deps.sh test
+	@sh scripts/guest-init.sh aarch64
+	@sh scripts/image-arm64.sh
+	@sh scripts/test-arm64.sh
+
+check-macos: ## type-check for macOS, warnings denied (LINK=link: link a program too)
+	@sh scripts/deps.sh macos
+	@sh scripts/check-macos.sh $(LINK)
 
 bench: build image ## measure; figures go to target/bench/results.json
 	@sh scripts/deps.sh test

@@ -10,4 +10,4 @@ if grep -qF " $target/" /proc/self/mounts 2>/dev/null; then
     fail "something is mounted below $target: unmount it first (grep '$target' /proc/self/mounts)"
 fi
 # The demo image belongs to root when sudo made it.
-if [ -e "$demo" ]; then as_root rm -rf "$target"; else rm -rf "$target"; fi
+if [ -e "$demo" ] || [ -e "$demo_arm64" ]; then as_root rm -rf "$target"; else rm -rf "$target"; fi

@@ -2,7 +2,7 @@
 # Installs what a make target needs and the machine does not have. Looks first: when everything is there this
 # costs some milliseconds, needs no network and no root.
 #
-# usage: scripts/deps.sh build|image|run|test|lint
+# usage: scripts/deps.sh build|image|run|test|lint|arm64|macos
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -18,6 +18,9 @@ packages() {
     run) ;;
     # skopeo reads registries and containers-storage; fsverity and erofs-utils are what we compare ourselves with.
     test) echo skopeo docker-registry busybox-static fsverity erofs-utils ;;
+    # What cross-builds guest-init is asked for where it is known whether it is needed.
+    arm64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross mmdebstrap debian-archive-keyring ca-certificates ;;
+    macos) echo python3-venv ;;
     *) fail "deps.sh: unknown set '$1'" ;;
     esac
 }
@@ -43,7 +46,8 @@ install_packages() {
 
 # Emulated kernels crash at random under QEMU 7.2 (about one boot in fifteen): Debian 12 has a newer one among its
 # backports, which are asked for here without touching the machine's own list of sources.
-install_qemu() {
+install_qemu() { # PACKAGE
+    qemu=$1
     version=$(dpkg-query -W -f '${Version}' "$qemu" 2>/dev/null || true)
     dpkg --compare-versions "${version:-0}" ge 1:8 && return
     # shellcheck source=/dev/null
@@ -62,6 +66,16 @@ install_qemu() {
         --no-install-recommends -t bookworm-backports "$qemu" >/dev/null
 }
 
+# A standard library for a target: rustup's, else what Debian's own Rust offers.
+need_target() { # TRIPLE DEBIAN_PACKAGE...
+    wanted=$1
+    shift
+    has_target "$wanted" && return
+    if command -v rustup >/dev/null && rustup target add "$wanted" >/dev/null 2>&1; then return; fi
+    echo "rustup has no $wanted: taking Debian's Rust for it" >&2
+    install_packages rustc-web cargo-web "$@"
+}
+
 need_rust() {
     if ! command -v cargo >/dev/null; then
         # Debian has rustup since trixie; its cargo is a stand-in that needs a toolchain.
@@ -78,13 +92,16 @@ need_rust() {
 
 if [ "$(uname)" = Darwin ]; then # Written from Homebrew's documentation, never run.
     [ "$1" != run ] || command -v vfkit >/dev/null || brew install vfkit
-    command -v cargo >/dev/null || brew install rust
+    command -v cargo >/dev/null || brew install rustup
+    # guest-init is a Linux program: zig links it.
+    command -v cargo-zigbuild >/dev/null || brew install cargo-zigbuild
+    rustup target add aarch64-unknown-linux-musl
     exit
 fi
 
 case $(uname -m) in
-x86_64) qemu='qemu-system-x86' ;;
-aarch64) qemu='qemu-system-arm' ;;
+x86_64) native_qemu='qemu-system-x86' ;;
+aarch64) native_qemu='qemu-system-arm' ;;
 *) fail "no support for $(uname -m) yet: x86_64 and aarch64 only" ;;
 esac
 
@@ -93,6 +110,22 @@ install_packages $(packages "$1")
 
 case $1 in
 build) need_rust ;;
+arm64)
+    need_rust
+    if [ "$machine" != aarch64 ]; then
+        dpkg --print-foreign-architectures | grep -qx arm64 || as_root dpkg --add-architecture arm64
+        need_target aarch64-unknown-linux-gnu libstd-rust-web-dev:arm64
+    fi
+    ;;
+macos)
+    need_rust
+    need_target aarch64-apple-darwin rust-web-src
+    if ! [ -x "$tools/zig/bin/cargo-zigbuild" ]; then
+        echo "installing zig and cargo-zigbuild into $tools/zig ..." >&2
+        python3 -m venv "$tools/zig"
+        "$tools/zig/bin/pip" install --quiet --disable-pip-version-check ziglang==0.17.0 cargo-zigbuild==0.24.0
+    fi
+    ;;
 test | lint)
     need_rust
     if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
@@ -102,8 +135,9 @@ test | lint)
 esac
 
 case $1 in
+arm64) install_qemu qemu-system-arm ;;
 run | test)
-    install_qemu
+    install_qemu "$native_qemu"
     # vsock's device: the kernel's if we may use it. The tests always want the daemon: they hold its limits.
     if [ "$1" = test ] || ! [ -w /dev/vhost-vsock ]; then
         cargo_tool vhost-device-vsock 0.3.0

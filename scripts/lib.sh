@@ -20,8 +20,16 @@ as_root() {
 target=${CARGO_TARGET_DIR:-$PWD/target}
 # shellcheck disable=SC2034 # for those who read this file
 demo=$target/demo
+# shellcheck disable=SC2034
+demo_arm64=$target/demo-arm64
 tools=$target/tools
-triple=$(uname -m)-unknown-linux-gnu
+machine=$(uname -m | sed 's/^arm64$/aarch64/') # as Rust names it; macOS says arm64
+triple=$machine-unknown-linux-gnu
+
+# Whether rustup's toolchain can build for a target.
+has_target() { # TRIPLE
+    [ -d "$(rustc --print target-libdir --target "$1" 2>/dev/null)" ]
+}
 
 # `cargo install`s a program of that very version into target/tools, unless it is there.
 cargo_tool() { # NAME VERSION

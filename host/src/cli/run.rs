@@ -14,8 +14,9 @@ use super::exec::{give_terminal, variables};
 use super::logs::OWN_LOG;
 use super::{Context, background};
 use crate::store::{Image, Store};
+use crate::vm::exec;
+use crate::vm::factory::Choice;
 use crate::vm::launch::{self, Keep, Launch};
-use crate::vm::{accel, exec};
 
 /// Boot an ephemeral VM into an image, and run a command in it or its own init
 ///
@@ -62,9 +63,9 @@ pub struct RunArgs {
     /// Words to add to the kernel command line
     #[arg(long, value_name = "WORDS")]
     append: Vec<String>,
-    /// Hypervisor: qemu (KVM where it works), qemu:kvm or qemu:tcg
-    #[arg(long, default_value = "qemu")]
-    hypervisor: accel::Choice,
+    /// Hypervisor: qemu (KVM where it works), qemu:kvm, qemu:tcg, or vfkit on macOS
+    #[arg(long, default_value_t)]
+    hypervisor: Choice,
     /// Say on stderr, at the end, how long the launch took and what was fetched
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table", conflicts_with = "detach")]
     report: Option<super::Format>,

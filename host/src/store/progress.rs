@@ -6,10 +6,13 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Where progress is shown.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub struct Progress {
     bars: MultiProgress,
 }
 
+// Who shows progress works on a composefs repository, which needs Linux.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 impl Progress {
     /// Bars on stderr if it is a terminal, otherwise nothing.
     pub fn stderr() -> Self {

@@ -9,15 +9,15 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use lazyroot_proto::boot::PROBE_MARKER;
 
+use super::arch::Arch;
 use super::child::end_with_parent;
 use super::kernel::Kernel;
 use super::qemu;
@@ -45,10 +45,12 @@ impl Accelerator {
     }
 
     /// The CPU model that suits it.
-    pub fn cpu(self) -> &'static str {
-        match self {
-            Self::Kvm => "host",
-            Self::Tcg => "max",
+    pub fn cpu(self, arch: Arch) -> &'static str {
+        match (self, arch) {
+            (Self::Kvm, _) => "host",
+            (Self::Tcg, Arch::X86_64) => "max",
+            // `max` computes pointer authentication in software: a slower boot, and nothing that a guest needs.
+            (Self::Tcg, Arch::Aarch64) => "cortex-a57",
         }
     }
 }
@@ -59,46 +61,35 @@ impl fmt::Display for Accelerator {
     }
 }
 
-/// What the user asked for with `--hypervisor`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// `qemu`: KVM where it works.
-    Auto,
-    /// `qemu:kvm` or `qemu:tcg`.
-    Fixed(Accelerator),
-}
-
-impl FromStr for Choice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "qemu" => Ok(Self::Auto),
-            "qemu:kvm" => Ok(Self::Fixed(Accelerator::Kvm)),
-            "qemu:tcg" => Ok(Self::Fixed(Accelerator::Tcg)),
-            _ => Err(format!("there is no hypervisor '{text}': use qemu, qemu:kvm or qemu:tcg")),
-        }
-    }
-}
-
 /// Whether KVM works, by what was probed: kernel, QEMU and the host's kernel.
 type Probed = BTreeMap<String, bool>;
 
-/// The accelerator for `kernel` on this machine.
+/// The accelerator for `kernel` on this machine: the one asked for, else KVM where it works.
 ///
 /// # Errors
-/// If KVM was asked for and cannot be opened, or the probe cannot be started.
-pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, choice: Choice) -> Result<Accelerator> {
+/// If KVM was asked for and cannot be used, or the probe cannot be started.
+pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, asked: Option<Accelerator>) -> Result<Accelerator> {
+    let arch = kernel.bundle.arch;
+    if arch != Arch::HOST {
+        match asked {
+            None | Some(Accelerator::Tcg) => return Ok(Accelerator::Tcg),
+            Some(Accelerator::Kvm) => bail!(
+                "KVM runs guests of this machine's architecture, {}: kernel {} is for {arch}; use --hypervisor qemu:tcg",
+                Arch::HOST,
+                kernel.bundle.release
+            ),
+        }
+    }
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
-    match (choice, kvm) {
-        (Choice::Fixed(Accelerator::Tcg), _) | (Choice::Auto, Err(_)) => return Ok(Accelerator::Tcg),
-        (Choice::Fixed(Accelerator::Kvm), Ok(_)) => return Ok(Accelerator::Kvm),
-        (Choice::Fixed(Accelerator::Kvm), Err(error)) => {
+    match (asked, kvm) {
+        (Some(Accelerator::Tcg), _) | (None, Err(_)) => return Ok(Accelerator::Tcg),
+        (Some(Accelerator::Kvm), Ok(_)) => return Ok(Accelerator::Kvm),
+        (Some(Accelerator::Kvm), Err(error)) => {
             bail!("cannot use KVM: /dev/kvm: {error}; are you in the group kvm, and is virtualisation on?")
         }
-        (Choice::Auto, Ok(_)) => (),
+        (None, Ok(_)) => (),
     }
-    let program = qemu::program()?;
+    let program = qemu::program(arch)?;
     let file = home.data_dir("cache")?.join("accelerator.json");
     let host = rustix::system::uname();
     let key = format!(
@@ -144,13 +135,25 @@ fn accelerator(kvm_works: bool) -> Accelerator {
 }
 
 /// Boots under KVM; whether guest-init said its marker in time.
-async fn probe(program: &PathBuf, kernel: &Kernel, initramfs: &Path) -> Result<bool> {
+async fn probe(program: &Path, kernel: &Kernel, initramfs: &Path) -> Result<bool> {
     // Without a name: nothing is left of it however we end.
     let console = tempfile::tempfile()?;
+    let arch = kernel.bundle.arch;
     let mut command = tokio::process::Command::new(program);
     command
-        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", qemu::MACHINE, "-m", "256M"])
-        .args(["-accel", "kvm", "-cpu", "host", "-serial", "stdio", "-append", "console=ttyS0 panic=-1 lazyroot.probe"])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-M",
+            qemu::machine(arch),
+            "-m",
+            "256M",
+        ])
+        .args(["-accel", "kvm", "-cpu", "host", "-serial", "stdio", "-append"])
+        .arg(format!("console={} panic=-1 lazyroot.probe", qemu::console(arch)))
         .arg("-kernel")
         .arg(kernel.boot_file())
         .arg("-initrd")

@@ -1,7 +1,18 @@
-//! Child processes that never outlive this one.
+//! Child processes that never outlive this one, and what they said before they ended.
 #![allow(unsafe_code)]
 
+use std::path::Path;
 use std::process::Command;
+
+use crate::serve::printable;
+
+/// The last line of a log, or what stands for it.
+pub fn last_words(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let last = text.lines().rev().find(|line| !line.trim().is_empty());
+    last.map_or_else(|| "it said nothing".to_owned(), |line| printable(line.trim()))
+}
 
 /// Makes the kernel end the command's process when the thread that starts it ends. Start it from the main
 /// thread: that one ends with the process, be it by `kill -9`.

@@ -5,6 +5,8 @@ use std::pin::Pin;
 
 use anyhow::{Result, bail};
 
+use super::kernel::Kernel;
+
 /// A future of a trait object's method.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -29,6 +31,53 @@ pub struct MachineSpec {
     pub console: Console,
     /// The vsock port that the guest dials.
     pub vsock_port: u32,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// Folders of the host that the guest may mount by virtio-fs.
+    pub shares: Vec<Share>,
+    /// Its network card.
+    pub network: Network,
+}
+
+/// A raw disk image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether the guest may write to it.
+    pub access: Access,
+    /// The guest finds it at `/dev/disk/by-id/virtio-ID`. At most 20 bytes, of which no comma.
+    pub id: String,
+}
+
+/// What a guest may do with what it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read.
+    ReadOnly,
+    /// Read and write.
+    ReadWrite,
+}
+
+/// A folder of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The folder.
+    pub dir: PathBuf,
+    /// What the guest mounts: `mount -t virtiofs TAG DIR`.
+    pub tag: String,
+}
+
+/// What a machine's network card is connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// There is no card.
+    #[default]
+    None,
+    /// A network in user space, which needs no privilege: QEMU's own, gvproxy beside vfkit.
+    User,
+    /// The host's own NAT, which vfkit has.
+    Nat,
 }
 
 /// Where a machine's serial console goes.
@@ -56,6 +105,15 @@ pub enum GuestListener {
 
 /// A kind of hypervisor.
 pub trait Hypervisor: Send + Sync {
+    /// How the guest's instructions are run, for reports: `kvm`, `tcg`, `vz`.
+    fn acceleration(&self) -> &'static str;
+
+    /// The file of `kernel` that this hypervisor boots.
+    ///
+    /// # Errors
+    /// If the kernel is of an architecture that it cannot run.
+    fn kernel_file(&self, kernel: &Kernel) -> Result<PathBuf>;
+
     /// The guest's name for its serial console: `ttyS0`.
     fn console_device(&self) -> &'static str;
 

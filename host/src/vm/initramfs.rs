@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::{Algorithm, verity};
 
+use super::arch::Arch;
 use super::kernel::Kernel;
 use super::modules::Module;
 use crate::home::Home;
@@ -20,35 +21,45 @@ const KEPT: usize = 16;
 /// Changes when the same inputs give another image.
 const FORMAT: &str = "1";
 
-/// The guest-init that goes into the initramfs: `LAZYROOT_GUEST_INIT`, else beside this program, else where
-/// `make install` puts it.
+/// The guest-init for guests of an architecture: `LAZYROOT_GUEST_INIT`, else beside this program, else where
+/// `make install` puts it; in each place also `guest-init-ARCH`, for others than this machine's.
 ///
 /// # Errors
-/// If it is nowhere.
-pub fn guest_init_path() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("LAZYROOT_GUEST_INIT").filter(|path| !path.is_empty()) {
-        let path = PathBuf::from(path);
-        if !path.is_file() {
-            bail!("there is no guest-init at {} (LAZYROOT_GUEST_INIT)", path.display());
+/// If there is none.
+pub fn guest_init_path(arch: Arch) -> Result<PathBuf> {
+    let places = match std::env::var_os("LAZYROOT_GUEST_INIT").filter(|path| !path.is_empty()) {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            if !path.is_file() {
+                bail!("there is no guest-init at {} (LAZYROOT_GUEST_INIT)", path.display());
+            }
+            vec![path.with_file_name(format!("guest-init-{arch}")), path]
         }
-        return Ok(path);
-    }
-    let program = std::env::current_exe().context("cannot tell where lazyroot is")?;
-    let folder = program.parent().unwrap_or(Path::new("/"));
-    let places = [folder.join("guest-init"), folder.join("../libexec/lazyroot/guest-init")];
-    places.iter().find(|path| path.is_file()).cloned().with_context(|| {
-        format!("guest-init is neither {} nor {}: run 'make build'", places[0].display(), places[1].display())
+        None => {
+            let program = std::env::current_exe().context("cannot tell where lazyroot is")?;
+            let beside = program.parent().unwrap_or(Path::new("/"));
+            let names = [format!("guest-init-{arch}"), "guest-init".to_owned()];
+            let folders = [beside.to_owned(), beside.join("../libexec/lazyroot")];
+            folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name))).collect()
+        }
+    };
+    let fits = |path: &&PathBuf| fs::read(path).is_ok_and(|elf| Arch::of_elf(&elf) == Some(arch));
+    places.iter().find(fits).cloned().with_context(|| {
+        let places: Vec<_> = places.iter().map(|path| path.display().to_string()).collect();
+        format!(
+            "there is no guest-init for {arch} at {}: run 'make build', or 'make guest-init ARCH={arch}' for another \
+             machine's",
+            places.join(" or ")
+        )
     })
 }
 
 /// The initramfs for `kernel` with `guest_init` as its init: a zstd-compressed cpio archive in the cache.
 ///
 /// # Errors
-/// If an input cannot be read, guest-init is for another machine, or the cache cannot be written.
+/// If an input cannot be read, or the cache cannot be written.
 pub fn build(home: &Home, kernel: &Kernel, guest_init: &Path) -> Result<PathBuf> {
     let init = fs::read(guest_init).with_context(|| format!("cannot read {}", guest_init.display()))?;
-    check_arch(&init, &kernel.bundle.arch)
-        .with_context(|| format!("{} does not fit kernel {}", guest_init.display(), kernel.bundle.release))?;
     let key = format!("{FORMAT} {} {}", kernel.bundle.id, verity::digest(Algorithm::Sha256, &init));
     let key = verity::digest(Algorithm::Sha256, key.as_bytes()).to_hex();
     let cache = home.data_dir("cache")?;
@@ -81,20 +92,6 @@ fn prune(cache: &Path) -> Result<()> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => (),
             removed => removed.with_context(|| format!("cannot remove {}", path.display()))?,
         }
-    }
-    Ok(())
-}
-
-/// Whether an ELF file is for `arch`.
-fn check_arch(elf: &[u8], arch: &str) -> Result<()> {
-    use object::{Architecture, Object};
-    let found = match object::File::parse(elf).context("it is no ELF program")?.architecture() {
-        Architecture::X86_64 => "x86_64",
-        Architecture::Aarch64 => "aarch64",
-        _ => "another machine",
-    };
-    if found != arch {
-        bail!("it is for {found}, the kernel for {arch}");
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
+use super::arch::Arch;
 use super::modules::{Module, ModuleTree, version};
 use super::unwrap::{Format, unwrap};
 use crate::home::Home;
@@ -22,8 +23,8 @@ use crate::store::{Image, Store};
 pub struct Bundle {
     /// As `uname -r` says it.
     pub release: String,
-    /// As Rust names it: `x86_64`, `aarch64`.
-    pub arch: String,
+    /// What it runs on.
+    pub arch: Arch,
     /// Where it was imported from.
     pub source: String,
     /// A digest over the kernel and its modules: changes when anything that boots does.
@@ -41,10 +42,16 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The file that the hypervisor boots.
+    /// The uncompressed kernel: an arm64 Image, or an x86 ELF with a PVH entry. The file as it was found, an x86 bzImage,
+    /// if it has none.
     pub fn boot_file(&self) -> PathBuf {
-        let elf = self.dir.join("vmlinux");
-        if elf.exists() { elf } else { self.dir.join("vmlinuz") }
+        let plain = self.dir.join("vmlinux");
+        if plain.exists() { plain } else { self.found_file() }
+    }
+
+    /// The file as it was found.
+    pub fn found_file(&self) -> PathBuf {
+        self.dir.join("vmlinuz")
     }
 
     /// The modules that the guest needs, in load order.
@@ -59,14 +66,6 @@ impl Kernel {
             Ok(Module { name: file.strip_suffix(".ko").unwrap_or(file).to_owned(), content })
         };
         order.lines().map(read).collect()
-    }
-
-    /// Whether this machine can run it.
-    fn check_arch(&self) -> Result<()> {
-        let Bundle { release, arch, .. } = &self.bundle;
-        let machine = std::env::consts::ARCH;
-        ensure!(arch == machine, "kernel {release} is for {arch}, and this machine is {machine}");
-        Ok(())
     }
 }
 
@@ -164,7 +163,6 @@ impl Kernels {
     pub fn of_image(&self, store: &Store, image: &Image) -> Result<Option<Kernel>> {
         let source = format!("image:{}", image.id);
         if let Some(kernel) = self.list()?.into_iter().find(|kernel| kernel.bundle.source == source) {
-            kernel.check_arch()?;
             return Ok(Some(kernel));
         }
         let without = self.without.join(image.id.to_hex());
@@ -179,7 +177,6 @@ impl Kernels {
             return Ok(None);
         }
         let kernel = self.import_files(&files, &source).context("the image's own kernel")?;
-        kernel.check_arch()?;
         Ok(Some(kernel))
     }
 
@@ -198,33 +195,30 @@ impl Kernels {
         Ok(kernels)
     }
 
-    /// The kernel of this release, or the newest for this machine's architecture.
+    /// The kernel of this release.
+    ///
+    /// # Errors
+    /// If there is none; says which there are.
+    pub fn get(&self, release: &str) -> Result<Kernel> {
+        let kernels = self.list()?;
+        let known: Vec<_> = kernels.iter().map(|kernel| kernel.bundle.release.clone()).collect();
+        let found = kernels.into_iter().find(|kernel| kernel.bundle.release == release);
+        found.with_context(|| format!("there is no kernel {release}; 'lazyroot kernel ls' has: {}", known.join(", ")))
+    }
+
+    /// The newest kernel for an architecture.
     ///
     /// # Errors
     /// If there is none; says how to import one.
-    pub fn get(&self, release: Option<&str>) -> Result<Kernel> {
-        let arch = std::env::consts::ARCH;
+    pub fn newest(&self, arch: Arch) -> Result<Kernel> {
         let mut kernels = self.list()?;
-        match release {
-            None => {
-                kernels.retain(|kernel| kernel.bundle.arch == arch);
-                kernels.pop().with_context(|| {
-                    format!(
-                        "there is no kernel for {arch} yet: import one with 'lazyroot kernel import SOURCE', from a \
-                         linux-image package, a folder, or an image that brings its own"
-                    )
-                })
-            }
-            Some(release) => {
-                let known: Vec<_> = kernels.iter().map(|kernel| kernel.bundle.release.clone()).collect();
-                let found = kernels.into_iter().find(|kernel| kernel.bundle.release == release);
-                let kernel = found.with_context(|| {
-                    format!("there is no kernel {release}; 'lazyroot kernel ls' has: {}", known.join(", "))
-                })?;
-                kernel.check_arch()?;
-                Ok(kernel)
-            }
-        }
+        kernels.retain(|kernel| kernel.bundle.arch == arch);
+        kernels.pop().with_context(|| {
+            format!(
+                "there is no kernel for {arch} yet: import one with 'lazyroot kernel import SOURCE', from a \
+                 linux-image package, a folder, or an image that brings its own"
+            )
+        })
     }
 
     /// Removes a kernel.
@@ -259,7 +253,7 @@ impl Kernels {
         let id: ObjectId = hasher.finish().0;
         let bundle = Bundle {
             release: release.clone(),
-            arch: kernel.format.arch().to_owned(),
+            arch: kernel.format.arch(),
             source: source.to_owned(),
             id: id.to_hex(),
             modules: modules.iter().map(|module| module.name.clone()).collect(),

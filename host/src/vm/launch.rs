@@ -15,16 +15,16 @@ use lazyroot_proto::exec::{Exec, ExecError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::accel::{self, Accelerator};
+use super::arch::Arch;
 use super::console::{self, ConsoleLog};
 use super::control::{Control, Order, OrderKind};
 use super::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
-use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec};
+use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec, Network};
 use super::instance::{self, Defaults, End, Instance, Record, Vms};
 use super::kernel::{Kernel, Kernels};
 use super::log::{self, Log};
 use super::status::{Phase, Watch};
-use super::{initramfs, qemu};
+use super::{factory, initramfs};
 use crate::home::Home;
 use crate::serve::{BoxStream, Catalog, Endpoint, Hub, Listener, ServedImage, Server, Snapshot, printable};
 use crate::store::{Image, Store};
@@ -60,7 +60,7 @@ pub struct Launch {
     /// More words for the kernel command line.
     pub append: Vec<String>,
     /// Which hypervisor and accelerator.
-    pub hypervisor: accel::Choice,
+    pub hypervisor: factory::Choice,
     /// Show the guest's console on standard error while a command runs.
     pub show_console: bool,
 }
@@ -68,7 +68,7 @@ pub struct Launch {
 /// How a launch went.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Report {
-    /// `kvm` or `tcg`.
+    /// How the guest's instructions ran: `kvm`, `tcg` or `vz`.
     pub accelerator: String,
     /// From the launch to the hypervisor's start.
     pub hypervisor_started: Duration,
@@ -115,7 +115,7 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
     let status = vm.explain(outcome)?;
     let timings = vm.watch.timings();
     let report = Report {
-        accelerator: vm.accelerator.to_string(),
+        accelerator: vm.accelerator.to_owned(),
         hypervisor_started: timings.hypervisor_started,
         guest_init: timings.guest_init,
         command_started: timings.ready,
@@ -240,16 +240,16 @@ struct Vm {
     /// When its patience with a guest that was asked to end is over.
     kill_at: Option<tokio::time::Instant>,
     console: Option<ConsoleLog>,
-    accelerator: Accelerator,
+    accelerator: &'static str,
     instance: Instance,
 }
 
 impl Vm {
     async fn start(home: &Home, store: &Store, launch: &Launch, sitter: Sitter, launched: Instant) -> Result<Self> {
         let kernel = choose_kernel(home, store, launch)?;
-        let initramfs = initramfs::build(home, &kernel, &initramfs::guest_init_path()?)?;
-        let accelerator = accel::choose(home, &kernel, &initramfs, launch.hypervisor).await?;
-        let hypervisor = qemu::Qemu::new(home, accelerator)?;
+        let initramfs = initramfs::build(home, &kernel, &initramfs::guest_init_path(kernel.bundle.arch)?)?;
+        let hypervisor = factory::make(home, launch.hypervisor, &kernel, &initramfs).await?;
+        let accelerator = hypervisor.acceleration();
         let instance = Vms::open(home)?.create(record(launch, &kernel))?;
         let vsock_port = hypervisor.vsock_port();
         let (console, console_log) = match sitter {
@@ -260,12 +260,15 @@ impl Vm {
             name: instance.name().to_owned(),
             cpus: launch.cpus,
             memory_mib: launch.memory_mib,
-            kernel: kernel.boot_file(),
+            kernel: hypervisor.kernel_file(&kernel)?,
             initramfs,
-            cmdline: cmdline(&hypervisor, launch, instance.name(), vsock_port)?,
+            cmdline: cmdline(hypervisor.as_ref(), launch, instance.name(), vsock_port)?,
             dir: instance.dir().to_owned(),
             console,
             vsock_port,
+            disks: Vec::new(),
+            shares: Vec::new(),
+            network: Network::None,
         };
         let (endpoint, guest_socket) = match hypervisor.vsock(&spec) {
             GuestListener::Unix(path) => (Endpoint::Unix(path.clone()), Some(path)),
@@ -291,7 +294,7 @@ impl Vm {
         let mut serving = JoinSet::new();
         serving.spawn(server.clone().serve(listener));
         serving.spawn(control.serve(control_listener));
-        watch.starting(accelerator.name(), guest_socket, launched);
+        watch.starting(accelerator, guest_socket, launched);
         let machine = hypervisor.start(&spec).await?;
         watch.started(machine.pids());
         Ok(Self {
@@ -465,7 +468,7 @@ fn record(launch: &Launch, kernel: &Kernel) -> Record {
     }
 }
 
-/// The asked-for bundle, the image's own kernel, or the newest bundle.
+/// The asked-for bundle, the image's own kernel, or the newest bundle for the image's architecture.
 fn choose_kernel(home: &Home, store: &Store, launch: &Launch) -> Result<Kernel> {
     let kernels = Kernels::open(home)?;
     if launch.kernel.is_none()
@@ -473,7 +476,12 @@ fn choose_kernel(home: &Home, store: &Store, launch: &Launch) -> Result<Kernel> 
     {
         return Ok(kernel);
     }
-    kernels.get(launch.kernel.as_deref())
+    let arch = Arch::of_image(home, &launch.image)?;
+    let Some(release) = &launch.kernel else { return kernels.newest(arch) };
+    let kernel = kernels.get(release)?;
+    let of_kernel = kernel.bundle.arch;
+    ensure!(of_kernel == arch, "kernel {release} is for {of_kernel}, and the image for {arch}");
+    Ok(kernel)
 }
 
 fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port: u32) -> Result<String> {

@@ -1,10 +1,12 @@
 //! Virtual machines: kernels, the initramfs, hypervisors, and the life of a running VM.
 
 pub mod accel;
+pub mod arch;
 mod child;
 pub mod console;
 pub mod control;
 pub mod exec;
+pub mod factory;
 pub mod hypervisor;
 pub mod initramfs;
 pub mod instance;
@@ -12,6 +14,7 @@ pub mod kernel;
 pub mod launch;
 pub mod log;
 pub mod modules;
+mod programs;
 pub mod qemu;
 mod qmp;
 pub mod status;

@@ -1,23 +1,24 @@
-//! QEMU on Linux: direct kernel boot, a serial console, vsock, and nothing else.
+//! QEMU on Linux, for guests of this machine's architecture and, emulated, of others: direct kernel boot, a serial console, vsock, and nothing else.
 //!
 //! Where the host's kernel has vhost_vsock the guest's connections arrive at AF_VSOCK; elsewhere
 //! vhost-device-vsock, a process of its own beside QEMU, brings them to a unix socket.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::frame::DEFAULT_PORT;
 use tokio::process::{Child, Command};
 
 use super::accel::Accelerator;
-use super::child::end_with_parent;
-use super::hypervisor::{BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec};
-use super::qmp;
+use super::arch::Arch;
+use super::child::{end_with_parent, last_words};
+use super::hypervisor::{Access, BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec, Network};
+use super::kernel::{Bundle, Kernel};
+use super::{programs, qmp};
 use crate::home::Home;
-use crate::serve::printable;
 
 /// How long vhost-device-vsock may take to make its socket.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(10);
@@ -29,19 +30,36 @@ const REFUSAL_WINDOW: Duration = Duration::from_millis(20);
 const PRIVATE_CID: u32 = 3;
 
 /// QEMU's machine: `microvm` would be smaller, but hung in 3 of 38 boots at its clock's calibration.
-pub const MACHINE: &str = if cfg!(target_arch = "aarch64") { "virt" } else { "q35" };
+pub fn machine(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "q35",
+        Arch::Aarch64 => "virt",
+    }
+}
 
-/// Words that save an emulated guest one to two seconds: no mitigations of speculation that does not happen, no
-/// calibration against a clock that QEMU keeps, no probing for hardware that is not there, no self-tests.
+/// The guest's name for the serial port of [`machine`].
+pub fn console(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "ttyS0",
+        Arch::Aarch64 => "ttyAMA0",
+    }
+}
+
+/// Words that save an emulated guest time: no mitigations of speculation that does not happen, no self-tests.
+const TCG_CMDLINE: &str = "mitigations=off nokaslr random.trust_cpu=on cryptomgr.notests";
+
+/// The same for x86, together one to two seconds: no calibration against a clock that QEMU keeps, no probing for
+/// hardware that is not there.
 ///
 /// `clearcpuid=cx16` keeps the kernel, not its programs, from using CMPXCHG16B: QEMU 7.2 damages the flags when an
 /// interrupt meets that instruction, and without this word about one boot in seventeen panics in the slab allocator.
-const TCG_CMDLINE: &str = "mitigations=off tsc=reliable no_timer_check nokaslr random.trust_cpu=on clearcpuid=cx16 \
-                           8250.nr_uarts=1 i8042.noaux i8042.nokbd i8042.noprobe cryptomgr.notests";
+const TCG_CMDLINE_X86: &str = "tsc=reliable no_timer_check clearcpuid=cx16 8250.nr_uarts=1 i8042.noaux i8042.nokbd \
+                               i8042.noprobe";
 
-/// QEMU with an accelerator.
+/// QEMU for one architecture, with an accelerator.
 pub struct Qemu {
     program: PathBuf,
+    arch: Arch,
     accelerator: Accelerator,
     transport: Transport,
 }
@@ -54,22 +72,22 @@ enum Transport {
     VhostUser(PathBuf),
 }
 
-/// QEMU for this machine's architecture.
+/// QEMU for guests of an architecture.
 ///
 /// # Errors
 /// If it is not installed.
-pub fn program() -> Result<PathBuf> {
-    let name = format!("qemu-system-{}", std::env::consts::ARCH);
-    find_program(&name).with_context(|| {
+pub fn program(arch: Arch) -> Result<PathBuf> {
+    let name = format!("qemu-system-{arch}");
+    let (debian, fedora) = match arch {
+        Arch::X86_64 => ("qemu-system-x86", "qemu-system-x86"),
+        Arch::Aarch64 => ("qemu-system-arm", "qemu-system-aarch64"),
+    };
+    programs::find(&name, &[]).with_context(|| {
         format!(
-            "{name} is not installed: 'apt-get install qemu-system-x86' on Debian, 'dnf install qemu-kvm' on Fedora"
+            "{name}, which runs {arch} guests, is not installed: 'apt-get install {debian}' on Debian, 'dnf install \
+             {fedora}' on Fedora"
         )
     })
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
 }
 
 fn vhost_device_vsock(home: &Home) -> Result<PathBuf> {
@@ -82,10 +100,9 @@ fn vhost_device_vsock(home: &Home) -> Result<PathBuf> {
         }
         return Ok(path);
     }
-    let cargo = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo/bin").join(NAME));
-    let own = home.data_dir("bin")?.join(NAME);
-    let found = find_program(NAME).or_else(|| cargo.into_iter().chain([own]).find(|path| path.is_file()));
-    found.with_context(|| {
+    let cargo = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo/bin"));
+    let folders: Vec<PathBuf> = cargo.into_iter().chain([home.data_dir("bin")?]).collect();
+    programs::find(NAME, &folders).with_context(|| {
         format!(
             "this kernel has no /dev/vhost-vsock, and {NAME}, which serves without it, is not installed: \
              'modprobe vhost_vsock' as root, or 'cargo install {NAME}'"
@@ -98,20 +115,20 @@ impl Qemu {
     ///
     /// # Errors
     /// If QEMU or the transport is missing.
-    pub fn new(home: &Home, accelerator: Accelerator) -> Result<Self> {
+    pub fn new(home: &Home, arch: Arch, accelerator: Accelerator) -> Result<Self> {
         let vhost = File::options().read(true).write(true).open("/dev/vhost-vsock");
         let transport = match vhost {
             Ok(_) => Transport::Vhost { cid: random_cid()? },
             Err(_) => Transport::VhostUser(vhost_device_vsock(home)?),
         };
-        Ok(Self { program: program()?, accelerator, transport })
+        Ok(Self { program: program(arch)?, arch, accelerator, transport })
     }
 
     /// QEMU's arguments for the machine of `spec` but for its connection to the host: also what a VM that
     /// lazyroot is compared with has in common with lazyroot's.
     ///
     /// # Errors
-    /// If a path is not UTF-8.
+    /// If a path is not UTF-8, or the machine has what QEMU cannot give it.
     pub fn machine_arguments(&self, spec: &MachineSpec) -> Result<Vec<String>> {
         let memory = format!("{}M", spec.memory_mib);
         let mut arguments: Vec<String> = [
@@ -126,9 +143,9 @@ impl Qemu {
             "-name",
             &spec.name,
             "-M",
-            &format!("{MACHINE},memory-backend=mem"),
+            &format!("{},memory-backend=mem", machine(self.arch)),
             "-cpu",
-            self.accelerator.cpu(),
+            self.accelerator.cpu(self.arch),
             "-accel",
             self.accelerator.name(),
             "-smp",
@@ -159,6 +176,23 @@ impl Qemu {
             }
         }
         add(["-serial", "chardev:console"]);
+        for disk in &spec.disks {
+            let (path, id) = (option(utf8(&disk.path)?), option(&disk.id));
+            let readonly = if disk.access == Access::ReadOnly { "on" } else { "off" };
+            add(["-drive", &format!("if=none,format=raw,id=disk-{id},readonly={readonly},file={path}")]);
+            add(["-device", &format!("virtio-blk-pci,drive=disk-{id},serial={id}")]);
+        }
+        match spec.network {
+            Network::None => (),
+            Network::User => {
+                add(["-netdev", "user,id=net"]);
+                add(["-device", "virtio-net-pci,netdev=net"]);
+            }
+            Network::Nat => bail!("QEMU has no NAT of its own: use its user network"),
+        }
+        if let Some(share) = spec.shares.first() {
+            bail!("sharing {} needs virtio-fs, which QEMU has not by itself", share.dir.display());
+        }
         Ok(arguments)
     }
 
@@ -206,14 +240,25 @@ impl Qemu {
 }
 
 impl Hypervisor for Qemu {
+    fn acceleration(&self) -> &'static str {
+        self.accelerator.name()
+    }
+
+    fn kernel_file(&self, kernel: &Kernel) -> Result<PathBuf> {
+        let Bundle { release, arch, .. } = &kernel.bundle;
+        ensure!(*arch == self.arch, "this is QEMU for {}: kernel {release} is for {arch}", self.arch);
+        Ok(kernel.boot_file())
+    }
+
     fn console_device(&self) -> &'static str {
-        if std::env::consts::ARCH == "aarch64" { "ttyAMA0" } else { "ttyS0" }
+        console(self.arch)
     }
 
     fn cmdline(&self) -> String {
-        match self.accelerator {
-            Accelerator::Tcg => TCG_CMDLINE.into(),
-            Accelerator::Kvm => String::new(),
+        match (self.accelerator, self.arch) {
+            (Accelerator::Tcg, Arch::X86_64) => format!("{TCG_CMDLINE} {TCG_CMDLINE_X86}"),
+            (Accelerator::Tcg, Arch::Aarch64) => TCG_CMDLINE.into(),
+            (Accelerator::Kvm, _) => String::new(),
         }
     }
 
@@ -292,14 +337,6 @@ async fn start_device(program: &Path, spec: &MachineSpec) -> Result<Child> {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(device)
-}
-
-/// The last line of a log, or what stands for it.
-fn last_words(log: &Path) -> String {
-    let text = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let last = text.lines().rev().find(|line| !line.trim().is_empty());
-    last.map_or_else(|| "it said nothing".to_owned(), |line| printable(line.trim()))
 }
 
 struct QemuMachine {

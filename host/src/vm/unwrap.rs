@@ -16,6 +16,8 @@ use object::LittleEndian;
 use object::elf::{EM_X86_64, FileHeader64, NoteType};
 use object::read::elf::{FileHeader, ProgramHeader};
 
+use super::arch::Arch;
+
 /// The longest uncompressed kernel accepted, in bytes. Distributions' are 40 to 100 MiB.
 const MAX_KERNEL: u64 = 512 << 20;
 
@@ -34,11 +36,11 @@ pub enum Format {
 }
 
 impl Format {
-    /// The architecture, as Rust names it.
-    pub fn arch(self) -> &'static str {
+    /// The architecture.
+    pub fn arch(self) -> Arch {
         match self {
-            Self::Pvh | Self::BzImage => "x86_64",
-            Self::Image => "aarch64",
+            Self::Pvh | Self::BzImage => Arch::X86_64,
+            Self::Image => Arch::Aarch64,
         }
     }
 }

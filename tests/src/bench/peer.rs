@@ -12,7 +12,8 @@ use std::{fs, str};
 use anyhow::{Context, Result, ensure};
 use lazyroot::home::Home;
 use lazyroot::vm::accel::Accelerator;
-use lazyroot::vm::hypervisor::{Console, Hypervisor, MachineSpec};
+use lazyroot::vm::arch::Arch;
+use lazyroot::vm::hypervisor::{Console, Hypervisor, MachineSpec, Network};
 use lazyroot::vm::initramfs;
 use lazyroot::vm::kernel::{Kernels, modules_of_deb};
 use lazyroot::vm::qemu::{self, Qemu};
@@ -55,18 +56,21 @@ impl Peer {
         let initramfs = work.join("peer.initramfs");
         fs::write(&initramfs, initramfs::pack(&init, &modules_of_deb(&kernel_deb(), MODULES)?)?)?;
 
-        let qemu = Qemu::new(&home, Accelerator::Tcg)?;
+        let qemu = Qemu::new(&home, Arch::HOST, Accelerator::Tcg)?;
         let spec = MachineSpec {
             name: "peer".into(),
             cpus: vm::CPUS,
             memory_mib: vm::MEMORY_MIB,
-            kernel: Kernels::open(&home)?.get(None)?.boot_file(),
+            kernel: Kernels::open(&home)?.newest(Arch::HOST)?.boot_file(),
             initramfs,
             cmdline: String::new(),
             dir: work.to_owned(),
             // Our pipe.
             console: Console::File("/dev/stdout".into()),
             vsock_port: DEFAULT_PORT,
+            disks: Vec::new(),
+            shares: Vec::new(),
+            network: Network::None,
         };
         let about = format!("mkfs.erofs took {seconds:.1} s for {bytes} bytes");
         Ok(Self { qemu, spec, disk, about })
@@ -82,7 +86,7 @@ impl Peer {
         // The kernel splits at spaces outside of double quotes.
         words.extend(command.iter().map(|word| format!("\"{word}\"")));
         let spec = MachineSpec { cmdline: words.join(" "), ..self.spec.clone() };
-        let mut program = Command::new(qemu::program()?);
+        let mut program = Command::new(qemu::program(Arch::HOST)?);
         program.args(self.qemu.machine_arguments(&spec)?);
         program.args(["-drive", &format!("file={},if=none,id=disk,format=raw,readonly=on", self.disk.display())]);
         program.args(["-device", "virtio-blk-pci,drive=disk"]);

@@ -1,0 +1,65 @@
+//! Which hypervisor runs a VM: the platform's, or the one asked for.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+
+use super::accel::{self, Accelerator};
+use super::hypervisor::Hypervisor;
+use super::kernel::Kernel;
+use super::qemu::Qemu;
+use crate::home::Home;
+
+/// What the user asked for with `--hypervisor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// `qemu`, with KVM where it works; `qemu:kvm` or `qemu:tcg`.
+    Qemu(Option<Accelerator>),
+}
+
+impl Default for Choice {
+    /// What the platform has.
+    fn default() -> Self {
+        Self::Qemu(None)
+    }
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "qemu" => Ok(Self::Qemu(None)),
+            "qemu:kvm" => Ok(Self::Qemu(Some(Accelerator::Kvm))),
+            "qemu:tcg" => Ok(Self::Qemu(Some(Accelerator::Tcg))),
+            _ => Err(format!("there is no hypervisor '{text}': use qemu, qemu:kvm or qemu:tcg")),
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Qemu(None) => f.write_str("qemu"),
+            Self::Qemu(Some(accelerator)) => write!(f, "qemu:{accelerator}"),
+        }
+    }
+}
+
+/// The hypervisor for a VM with this kernel and initramfs.
+///
+/// # Errors
+/// If it is not installed, or cannot run this kernel.
+pub async fn make(home: &Home, choice: Choice, kernel: &Kernel, initramfs: &Path) -> Result<Box<dyn Hypervisor>> {
+    match choice {
+        Choice::Qemu(_) if !cfg!(target_os = "linux") => {
+            bail!("QEMU's vsock needs Linux: leave out --hypervisor, or use vfkit")
+        }
+        Choice::Qemu(accelerator) => {
+            let accelerator = accel::choose(home, kernel, initramfs, accelerator).await?;
+            Ok(Box::new(Qemu::new(home, kernel.bundle.arch, accelerator)?))
+        }
+    }
+}
