@@ -5,10 +5,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::boot::{INITS, PROBE_MARKER};
@@ -62,6 +63,9 @@ fn boot() -> Result<std::convert::Infallible> {
         Instructions::Boot(boot) => boot,
     };
     load_modules(Path::new("/modules"))?;
+    if !has_console() {
+        open_console();
+    }
     if let Some(name) = &boot.hostname {
         rustix::system::sethostname(name.as_bytes()).context("cannot set the host name")?;
     }
@@ -120,6 +124,34 @@ fn load_modules(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The console's device number: what the kernel gives its init as standard streams.
+const CONSOLE: (u32, u32) = (5, 1);
+
+/// Whether the kernel had a console to give us.
+fn has_console() -> bool {
+    let of = |stat: rustix::fs::Stat| (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    rustix::fs::fstat(rustix::stdio::stdout()).is_ok_and(|stat| of(stat) == CONSOLE)
+}
+
+/// Takes the console that a module has brought meanwhile. A guest without one boots silently.
+fn open_console() {
+    /// A virtio console introduces itself to its driver some milliseconds after that is loaded.
+    const PATIENCE: Duration = Duration::from_millis(500);
+    const POLL: Duration = Duration::from_millis(5);
+    let deadline = Instant::now() + PATIENCE;
+    let console = loop {
+        match File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open("/dev/console") {
+            Ok(console) => break console,
+            Err(_) if Instant::now() < deadline => std::thread::sleep(POLL),
+            Err(_) => return,
+        }
+    };
+    // Fails only for a bad descriptor.
+    let _ = rustix::stdio::dup2_stdin(&console);
+    let _ = rustix::stdio::dup2_stdout(&console);
+    let _ = rustix::stdio::dup2_stderr(&console);
 }
 
 /// Makes the mounted image the root, and moves the kernel's file systems there.

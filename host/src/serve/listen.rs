@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 
 /// The longest path that fits a unix socket's address on every system (104 bytes on macOS, 108 on Linux, both
-/// with a final NUL).
-const MAX_SOCKET_PATH: usize = 103;
+/// with a final NUL), in bytes.
+pub const MAX_SOCKET_PATH: usize = 103;
 
 /// A byte stream to a guest.
 pub type BoxStream = Pin<Box<dyn Duplex>>;

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 pub use activity::{Activity, State as ActivityState};
 pub use catalog::{Catalog, ServedImage};
 pub use hub::{Hub, HubError};
-pub use listen::{BoxStream, Endpoint, Listener};
+pub use listen::{BoxStream, Endpoint, Listener, MAX_SOCKET_PATH};
 pub use stats::{Snapshot, Stats};
 use wire::read_request;
 pub use wire::{read_frame, write_frame};

@@ -1,8 +1,12 @@
 //! Child processes that never outlive this one, and what they said before they ended.
 #![allow(unsafe_code)]
 
+use std::io::{PipeReader, PipeWriter, Write};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
+
+use anyhow::{Context, Result};
 
 use crate::serve::printable;
 
@@ -32,6 +36,68 @@ pub fn end_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(set_death_signal) };
 }
 
-/// Not to be had on this system: the hypervisor notices that its parent's sockets are gone.
+/// Not to be had on this system: see [`leashed`].
 #[cfg(not(target_os = "linux"))]
 pub fn end_with_parent(_command: &mut Command) {}
+
+/// Holds a process: when this is gone without being dropped, because our process was killed, so is the other one.
+pub struct Leash {
+    ours: Option<PipeWriter>,
+    /// For the guard, which inherits it.
+    _guards: PipeReader,
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        if let Some(mut pipe) = self.ours.take() {
+            // Fails only if the guard is gone with its process.
+            let _ = pipe.write_all(b"\n");
+        }
+    }
+}
+
+/// A command for `program` that ends with this process, however this one ends, on every system. The leash must be kept
+/// as long as the process is to run.
+///
+/// A shell starts a guard, and becomes the program. The guard waits at a pipe to us: a line means that all is well, its
+/// end without one that we were killed.
+///
+/// # Errors
+/// If there can be no pipe.
+pub fn leashed(program: &Path) -> Result<(tokio::process::Command, Leash)> {
+    const GUARD: &str = r#"(read -r _ <"/dev/fd/$0" || kill -9 $$) & exec "$@""#;
+    let (guards, ours) = std::io::pipe().context("cannot make a pipe")?;
+    // Every child started from now on has this end; only the other one's end is a sign.
+    rustix::io::fcntl_setfd(&guards, rustix::io::FdFlags::empty()).context("cannot hand on a pipe")?;
+    let mut command = tokio::process::Command::new("/bin/sh");
+    command.arg("-c").arg(GUARD).arg(guards.as_raw_fd().to_string()).arg(program);
+    Ok((command, Leash { ours: Some(ours), _guards: guards }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_leashed_process_ends_when_its_holder_is_killed_and_not_before() {
+        let (mut command, mut leash) = leashed(Path::new("/bin/sleep")).unwrap();
+        let mut child = command.arg("1000").kill_on_drop(true).spawn().unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(300), child.wait()).await;
+        assert!(early.is_err(), "it runs as long as we do: {early:?}");
+        // What the kernel does when we are killed: the pipe ends without a word.
+        drop(leash.ours.take());
+        let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
+        assert_eq!(ended.expect("its guard sees to it").unwrap().signal(), Some(9));
+    }
+
+    #[tokio::test]
+    async fn a_leash_that_is_dropped_ends_its_guard_only() {
+        let (mut command, leash) = leashed(Path::new("/bin/sleep")).unwrap();
+        let mut child = command.arg("1").kill_on_drop(true).spawn().unwrap();
+        drop(leash);
+        assert!(child.wait().await.unwrap().success());
+    }
+}

@@ -10,6 +10,7 @@ use super::accel::{self, Accelerator};
 use super::hypervisor::Hypervisor;
 use super::kernel::Kernel;
 use super::qemu::Qemu;
+use super::vfkit::Vfkit;
 use crate::home::Home;
 
 /// What the user asked for with `--hypervisor`.
@@ -17,12 +18,14 @@ use crate::home::Home;
 pub enum Choice {
     /// `qemu`, with KVM where it works; `qemu:kvm` or `qemu:tcg`.
     Qemu(Option<Accelerator>),
+    /// `vfkit`.
+    Vfkit,
 }
 
 impl Default for Choice {
     /// What the platform has.
     fn default() -> Self {
-        Self::Qemu(None)
+        if cfg!(target_os = "macos") { Self::Vfkit } else { Self::Qemu(None) }
     }
 }
 
@@ -34,7 +37,8 @@ impl FromStr for Choice {
             "qemu" => Ok(Self::Qemu(None)),
             "qemu:kvm" => Ok(Self::Qemu(Some(Accelerator::Kvm))),
             "qemu:tcg" => Ok(Self::Qemu(Some(Accelerator::Tcg))),
-            _ => Err(format!("there is no hypervisor '{text}': use qemu, qemu:kvm or qemu:tcg")),
+            "vfkit" => Ok(Self::Vfkit),
+            _ => Err(format!("there is no hypervisor '{text}': use qemu, qemu:kvm, qemu:tcg, or vfkit on macOS")),
         }
     }
 }
@@ -42,6 +46,7 @@ impl FromStr for Choice {
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Vfkit => f.write_str("vfkit"),
             Self::Qemu(None) => f.write_str("qemu"),
             Self::Qemu(Some(accelerator)) => write!(f, "qemu:{accelerator}"),
         }
@@ -54,6 +59,7 @@ impl fmt::Display for Choice {
 /// If it is not installed, or cannot run this kernel.
 pub async fn make(home: &Home, choice: Choice, kernel: &Kernel, initramfs: &Path) -> Result<Box<dyn Hypervisor>> {
     match choice {
+        Choice::Vfkit => Ok(Box::new(Vfkit::new()?)),
         Choice::Qemu(_) if !cfg!(target_os = "linux") => {
             bail!("QEMU's vsock needs Linux: leave out --hypervisor, or use vfkit")
         }

@@ -87,6 +87,8 @@ pub enum Console {
     File(PathBuf),
     /// To this process's terminal, both ways.
     Stdio,
+    /// To a pseudo-terminal that the hypervisor makes.
+    Pty,
 }
 
 /// Where the server must listen, before the machine starts, for the guest to reach it.
@@ -161,5 +163,21 @@ pub trait Machine: Send {
     /// If the hypervisor cannot, or refuses.
     fn resume(&mut self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async { bail!("this hypervisor cannot pause a VM") })
+    }
+
+    /// Presses its power button: the guest may end, or not.
+    ///
+    /// # Errors
+    /// If the hypervisor cannot, or refuses.
+    fn power_button(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { bail!("this hypervisor has no power button") })
+    }
+
+    /// The hypervisor's own description of it; null if it has none.
+    ///
+    /// # Errors
+    /// If the hypervisor does not answer.
+    fn inspect(&mut self) -> BoxFuture<'_, Result<serde_json::Value>> {
+        Box::pin(async { Ok(serde_json::Value::Null) })
     }
 }

@@ -19,7 +19,7 @@ const LEVEL: i32 = 19;
 const KEPT: usize = 16;
 
 /// Changes when the same inputs give another image.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// The guest-init for guests of an architecture: `LAZYROOT_GUEST_INIT`, else beside this program, else where
 /// `make install` puts it; in each place also `guest-init-ARCH`, for others than this machine's.
@@ -105,8 +105,10 @@ pub fn pack(init: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
     for dir in ["dev", "proc", "sys", "run", "sysroot", "modules"] {
         cpio.add(dir, S_IFDIR | 0o755, (0, 0), &[]);
     }
-    // The kernel opens it for init before any file system is mounted.
+    // The kernel opens it for init before any file system is mounted. If it cannot, because the console's driver is a
+    // module, Rust's runtime opens the other.
     cpio.add("dev/console", S_IFCHR | 0o600, (5, 1), &[]);
+    cpio.add("dev/null", S_IFCHR | 0o666, (1, 3), &[]);
     cpio.add("init", S_IFREG | 0o755, (0, 0), init);
     let order: String = modules.iter().map(|module| module.file_name() + "\n").collect();
     cpio.add("modules/order", S_IFREG | 0o644, (0, 0), order.as_bytes());

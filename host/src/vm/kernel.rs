@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arch::Arch;
 use super::modules::{Module, ModuleTree, version};
-use super::unwrap::{Format, unwrap};
+use super::unwrap::{Format, uki_release, unwrap};
 use crate::home::Home;
 use crate::store::{Image, Store};
 
@@ -159,7 +159,7 @@ impl Kernels {
         }
     }
 
-    /// The kernel that an image brings itself (`/usr/lib/modules/*/vmlinuz`), imported if it was not before.
+    /// The kernel that an image brings itself (`/usr/lib/modules/*/vmlinuz`, or a UKI), imported if it was not before.
     pub fn of_image(&self, store: &Store, image: &Image) -> Result<Option<Kernel>> {
         let source = format!("image:{}", image.id);
         if let Some(kernel) = self.list()?.into_iter().find(|kernel| kernel.bundle.source == source) {
@@ -171,7 +171,8 @@ impl Kernels {
         }
         let files = ImageFiles::open(store, image)?;
         let mut releases = files.list("usr/lib/modules")?.into_iter();
-        if !releases.any(|(release, _)| files.has(&format!("usr/lib/modules/{release}/vmlinuz"))) {
+        let beside_modules = releases.any(|(release, _)| files.has(&format!("usr/lib/modules/{release}/vmlinuz")));
+        if !beside_modules && ukis(&files)?.is_empty() {
             // Only saves time: a cache that cannot be written costs the next launch another look.
             let _ = File::create(&without);
             return Ok(None);
@@ -231,15 +232,7 @@ impl Kernels {
 
     fn import_files(&self, files: &dyn KernelFiles, source: &str) -> Result<Kernel> {
         let (release, modules_dir) = find_release(files)?;
-        let candidates = [
-            format!("usr/lib/modules/{release}/vmlinuz"),
-            format!("boot/vmlinuz-{release}"),
-            format!("lib/modules/{release}/vmlinuz"),
-        ];
-        let path = candidates.iter().find(|path| files.has(path));
-        let path =
-            path.with_context(|| format!("there is no kernel of release {release}: {}", candidates.join(", ")))?;
-        let vmlinuz = files.read(path)?;
+        let (path, vmlinuz) = find_kernel(files, &release)?;
         let kernel = unwrap(&vmlinuz).with_context(|| format!("cannot boot {path}"))?;
 
         let configs = [format!("boot/config-{release}"), format!("{modules_dir}/config")];
@@ -317,6 +310,38 @@ fn find_release(files: &dyn KernelFiles) -> Result<(String, String)> {
         }
     }
     bail!("there are no kernel modules in usr/lib/modules or lib/modules")
+}
+
+/// Where the UKIs of an image are that has its kernel in one, as bootc makes them.
+const UKIS: &str = "boot/EFI/Linux";
+
+/// The kernel of a release: its path, and the file as it was found.
+fn find_kernel(files: &dyn KernelFiles, release: &str) -> Result<(String, Vec<u8>)> {
+    let candidates = [
+        format!("usr/lib/modules/{release}/vmlinuz"),
+        format!("boot/vmlinuz-{release}"),
+        format!("lib/modules/{release}/vmlinuz"),
+    ];
+    if let Some(path) = candidates.iter().find(|path| files.has(path)) {
+        return Ok((path.clone(), files.read(path)?));
+    }
+    let mut others = Vec::new();
+    for path in ukis(files)? {
+        let file = files.read(&path)?;
+        match uki_release(&file) {
+            // One that does not say is taken at its name, which bootc makes of the release.
+            None if path.contains(release) => return Ok((path, file)),
+            Some(found) if found == release => return Ok((path, file)),
+            found => others.push(format!("{path} ({})", found.unwrap_or_else(|| "which does not say".to_owned()))),
+        }
+    }
+    let others = if others.is_empty() { String::new() } else { format!("; of other releases: {}", others.join(", ")) };
+    bail!("there is no kernel of release {release}: {}, {UKIS}/*.efi{others}", candidates.join(", "))
+}
+
+fn ukis(files: &dyn KernelFiles) -> Result<Vec<String>> {
+    let names = files.list(UKIS)?.into_iter().map(|(name, _)| name);
+    Ok(names.filter(|name| name.ends_with(".efi")).map(|name| format!("{UKIS}/{name}")).collect())
 }
 
 fn module_tree<'a>(files: &'a dyn KernelFiles, modules_dir: &str) -> Result<ModuleTree<'a>> {

@@ -357,8 +357,8 @@ impl Vm {
                 }
                 self.watch.set_phase(Phase::Stopping);
                 self.kill_at = Some(tokio::time::Instant::now() + within);
-                // Without an agent there is nobody to ask.
-                if self.hub.power_off().await.is_err() {
+                // Without an agent or a power button there is nobody to ask.
+                if self.hub.power_off().await.is_err() && self.machine.power_button().await.is_err() {
                     self.kill_at = Some(tokio::time::Instant::now());
                 }
             }

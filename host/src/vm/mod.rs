@@ -14,11 +14,12 @@ pub mod kernel;
 pub mod launch;
 pub mod log;
 pub mod modules;
-mod programs;
+pub mod programs;
 pub mod qemu;
 mod qmp;
 pub mod status;
 pub mod stop;
-mod unwrap;
+pub mod unwrap;
+pub mod vfkit;
 
 pub use child::end_with_parent;

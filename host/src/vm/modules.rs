@@ -18,6 +18,9 @@ const REQUIRED: &[(&str, &str)] = &[
     ("overlay", "overlayfs"),
 ];
 
+/// What a guest can do without: its console under vfkit, which it has late or never if this is no part of its kernel.
+const OPTIONAL: (&str, &str) = ("virtio_console", "a virtio console");
+
 /// What older kernels need besides: before 6.12 EROFS mounts block devices only.
 const REQUIRED_FOR_LOOP: (&str, &str) =
     ("loop", "EROFS: without CONFIG_EROFS_FS_BACKED_BY_FILE (Linux 6.12) it mounts through a loop device");
@@ -83,6 +86,10 @@ impl<'a> ModuleTree<'a> {
             bail!("kernel {release} cannot unpack a zstd initramfs: it needs CONFIG_RD_ZSTD");
         }
         let mut wanted = REQUIRED.to_vec();
+        if self.paths.contains_key(OPTIONAL.0) {
+            // Behind the bus: what the later ones say is to be seen.
+            wanted.insert(1, OPTIONAL);
+        }
         if (major, minor) < (6, 12) || !has("CONFIG_EROFS_FS_BACKED_BY_FILE") {
             wanted.push(REQUIRED_FOR_LOOP);
         }

@@ -169,6 +169,7 @@ impl Qemu {
             Console::File(path) => {
                 add(["-chardev", &format!("file,id=console,path={}", option(utf8(path)?))]);
             }
+            Console::Pty => add(["-chardev", "pty,id=console"]),
             Console::Stdio => {
                 // Multiplexed with the monitor: Ctrl-A X ends the machine, Ctrl-A H lists the rest.
                 add(["-chardev", "stdio,id=console,mux=on,signal=off"]);

@@ -1,0 +1,76 @@
+//! gvproxy: a VM's network in user space, in a process of its own beside vfkit
+//! (<https://github.com/containers/gvisor-tap-vsock>).
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::process::Child;
+
+use crate::vm::child::{Leash, last_words, leashed};
+
+/// How long gvproxy may take to make its socket.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A running gvproxy. Dropping it ends it.
+pub struct Gvproxy {
+    process: Child,
+    log: PathBuf,
+    _leash: Leash,
+}
+
+impl Gvproxy {
+    /// Starts `program` for the one VM that connects to `socket`; its log goes to `dir`.
+    ///
+    /// # Errors
+    /// If it does not start; with its own words.
+    pub async fn start(program: &Path, socket: &Path, dir: &Path) -> Result<Self> {
+        let log = dir.join("gvproxy.log");
+        let out = std::fs::File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        let (mut command, leash) = leashed(program)?;
+        command
+            .arg("-listen-vfkit")
+            .arg(format!("unixgram://{}", socket.display()))
+            // -1: none of the host's ports, which all VMs would have to share. The guest's ports are forwarded by us.
+            .args(["-ssh-port", "-1", "-mtu", "1500"])
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .process_group(0)
+            .kill_on_drop(true);
+        let process = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        let mut gvproxy = Self { process, log, _leash: leash };
+        let deadline = Instant::now() + DEADLINE;
+        while !socket.exists() {
+            if let Some(status) = gvproxy.process.try_wait()? {
+                bail!("gvproxy ended with {status}: {}", last_words(&gvproxy.log));
+            }
+            if Instant::now() > deadline {
+                bail!("gvproxy made no socket within {DEADLINE:?}: {}", last_words(&gvproxy.log));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(gvproxy)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.id()
+    }
+
+    /// Waits until it ends by itself, which it never should; says how.
+    pub async fn ended(&mut self) -> String {
+        let how = match self.process.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        format!("gvproxy ended with {how}: {}", last_words(&self.log))
+    }
+
+    /// Ends it.
+    pub async fn stop(&mut self) {
+        // Fails only if it has ended.
+        let _ = self.process.kill().await;
+    }
+}

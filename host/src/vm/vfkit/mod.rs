@@ -1,0 +1,239 @@
+//! vfkit on macOS: Apple's Virtualization framework by its command line, directly into the kernel.
+//!
+//! vfkit brings the connections that a guest opens to one vsock port to one unix socket of ours. It is told what to do
+//! over HTTP on another. For a guest's network there is the framework's NAT, or gvproxy, a process of its own.
+//!
+//! Nothing here needs macOS but vfkit itself.
+
+mod arguments;
+#[cfg(test)]
+mod grammar;
+mod gvproxy;
+pub mod rest;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lazyroot_proto::frame::DEFAULT_PORT;
+use tokio::process::Child;
+
+pub use self::arguments::ArgumentError;
+use self::arguments::{Sockets, arguments};
+use self::gvproxy::Gvproxy;
+use self::rest::{Change, Rest, State};
+use super::arch::Arch;
+use super::child::{Leash, last_words, leashed};
+use super::hypervisor::{BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec, Network};
+use super::kernel::{Bundle, Kernel};
+use super::programs::Requirement;
+use super::unwrap;
+
+/// The vfkit that we need: 0.6.1 has the memory balloon.
+pub const VFKIT: Requirement = Requirement {
+    name: "vfkit",
+    version_option: "--version",
+    oldest: (0, 6, 1),
+    purpose: "runs VMs on macOS",
+    install: "brew install vfkit",
+    upgrade: "brew upgrade vfkit",
+};
+
+/// The gvproxy that we need: 0.7.0 listens for vfkit.
+pub const GVPROXY: Requirement = Requirement {
+    name: "gvproxy",
+    version_option: "-version",
+    oldest: (0, 7, 0),
+    purpose: "is a VM's network in user space",
+    install: "brew install podman",
+    upgrade: "brew upgrade podman",
+};
+
+/// How long vfkit may take until the VM runs: a framework process starts, which takes a part of a second.
+const START_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How often it is asked meanwhile.
+const START_POLL: Duration = Duration::from_millis(5);
+
+/// How long a VM may take to be stopped before its process is killed.
+const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// vfkit as it is installed.
+pub struct Vfkit {
+    program: PathBuf,
+}
+
+impl Vfkit {
+    /// vfkit as it is installed.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn new() -> Result<Self> {
+        Ok(Self { program: VFKIT.find()? })
+    }
+
+    async fn launch(&self, spec: &MachineSpec) -> Result<VfkitMachine> {
+        let (vsock, rest, network) = (vsock_socket(spec), spec.dir.join("rest"), spec.dir.join("net"));
+        // First: what cannot be said must not leave a gvproxy behind.
+        let arguments = arguments(spec, &Sockets { vsock: &vsock, rest: &rest, network: &network })?;
+        unwrap::check_plain(&spec.kernel, Arch::HOST)?;
+        ensure!(spec.initramfs.is_file(), "there is no initramfs at {}", spec.initramfs.display());
+        let gvproxy = match spec.network {
+            Network::User => Some(Gvproxy::start(&GVPROXY.find()?, &network, &spec.dir).await?),
+            Network::None | Network::Nat => None,
+        };
+        let log = spec.dir.join("vfkit.log");
+        let (mut command, leash) = leashed(&self.program)?;
+        command.args(arguments).stderr(create(&log)?).kill_on_drop(true);
+        if spec.console != Console::Stdio {
+            command.stdin(Stdio::null()).stdout(create(&spec.dir.join("vfkit.out"))?);
+            // Ctrl-C is for us, and for the program in the guest.
+            command.process_group(0);
+        }
+        let vfkit = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        let mut machine = VfkitMachine { vfkit, gvproxy, rest: Rest::new(&rest), log, _leash: leash };
+        match machine.wait_until_running().await {
+            Ok(()) => Ok(machine),
+            Err(error) => {
+                machine.stop_now().await;
+                // An old vfkit calls what it does not know an error; its own words do not say that it is old.
+                match VFKIT.check_version(&self.program) {
+                    Err(too_old) => Err(error.context(too_old)),
+                    Ok(_) => Err(error),
+                }
+            }
+        }
+    }
+}
+
+impl Hypervisor for Vfkit {
+    fn acceleration(&self) -> &'static str {
+        "vz"
+    }
+
+    fn kernel_file(&self, kernel: &Kernel) -> Result<PathBuf> {
+        let Bundle { release, arch, .. } = &kernel.bundle;
+        ensure!(
+            *arch == Arch::HOST,
+            "vfkit runs guests of this machine's architecture, {}: kernel {release} is for {arch}",
+            Arch::HOST
+        );
+        Ok(match arch {
+            Arch::Aarch64 => kernel.boot_file(),
+            // The framework enters an x86 kernel by its boot protocol, not by PVH.
+            Arch::X86_64 => kernel.found_file(),
+        })
+    }
+
+    fn console_device(&self) -> &'static str {
+        "hvc0"
+    }
+
+    fn cmdline(&self) -> String {
+        String::new()
+    }
+
+    fn vsock_port(&self) -> u32 {
+        DEFAULT_PORT
+    }
+
+    fn vsock(&self, spec: &MachineSpec) -> GuestListener {
+        GuestListener::Unix(vsock_socket(spec))
+    }
+
+    fn start<'a>(&'a self, spec: &'a MachineSpec) -> BoxFuture<'a, Result<Box<dyn Machine>>> {
+        Box::pin(async move { Ok(Box::new(self.launch(spec).await?) as Box<dyn Machine>) })
+    }
+}
+
+fn vsock_socket(spec: &MachineSpec) -> PathBuf {
+    spec.dir.join(format!("v_{}", spec.vsock_port))
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("cannot make {}", path.display()))
+}
+
+struct VfkitMachine {
+    vfkit: Child,
+    gvproxy: Option<Gvproxy>,
+    rest: Rest,
+    log: PathBuf,
+    _leash: Leash,
+}
+
+impl VfkitMachine {
+    /// Waits until the VM runs: only then has vfkit a listener for the guest's connections.
+    async fn wait_until_running(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            if let Some(status) = self.vfkit.try_wait()? {
+                bail!("vfkit ended with {status}: {}", last_words(&self.log));
+            }
+            match self.rest.state().await {
+                Ok(State::Running) => return Ok(()),
+                Ok(State::Error) => bail!("vfkit cannot run the VM: {}", last_words(&self.log)),
+                Ok(_) | Err(_) if Instant::now() < deadline => tokio::time::sleep(START_POLL).await,
+                Ok(state) => bail!("the VM is still {state:?} after {START_DEADLINE:?}: {}", last_words(&self.log)),
+                Err(error) => return Err(error.context(format!("vfkit is not up after {START_DEADLINE:?}"))),
+            }
+        }
+    }
+
+    /// Ends the VM, by vfkit's own way if it still has one.
+    async fn stop_now(&mut self) {
+        let stop = async {
+            self.rest.change(Change::HardStop).await?;
+            anyhow::Ok(self.vfkit.wait().await?)
+        };
+        let _ = tokio::time::timeout(STOP_DEADLINE, stop).await;
+        // Fails only for processes that have ended.
+        let _ = self.vfkit.kill().await;
+        if let Some(gvproxy) = &mut self.gvproxy {
+            gvproxy.stop().await;
+        }
+    }
+}
+
+impl Machine for VfkitMachine {
+    fn pids(&self) -> Vec<u32> {
+        [self.vfkit.id(), self.gvproxy.as_ref().and_then(Gvproxy::pid)].into_iter().flatten().collect()
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            let status = match &mut self.gvproxy {
+                None => self.vfkit.wait().await?,
+                Some(gvproxy) => tokio::select! {
+                    biased;
+                    status = self.vfkit.wait() => status?,
+                    why = gvproxy.ended() => bail!("the VM's network is gone: {why}"),
+                },
+            };
+            ensure!(status.success(), "vfkit ended under the VM with {status}: {}", last_words(&self.log));
+            Ok(())
+        })
+    }
+
+    fn kill(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.stop_now())
+    }
+
+    fn pause(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.rest.change(Change::Pause))
+    }
+
+    fn resume(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.rest.change(Change::Resume))
+    }
+
+    fn power_button(&mut self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.rest.change(Change::Stop))
+    }
+
+    fn inspect(&mut self) -> BoxFuture<'_, Result<serde_json::Value>> {
+        Box::pin(self.rest.inspect())
+    }
+}
