@@ -17,7 +17,8 @@ packages() {
     image) echo mmdebstrap debian-archive-keyring ca-certificates ;;
     run) ;;
     # skopeo reads registries and containers-storage; fsverity and erofs-utils are what we compare ourselves with.
-    test) echo skopeo docker-registry busybox-static fsverity erofs-utils ;;
+    # The client is for 'lazyroot ssh'; the last two are what virtiofsd is built with.
+    test) echo skopeo docker-registry busybox-static fsverity erofs-utils openssh-client libcap-ng-dev libseccomp-dev ;;
     # What cross-builds guest-init is asked for where it is known whether it is needed.
     arm64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross mmdebstrap debian-archive-keyring ca-certificates ;;
     macos) echo python3-venv ;;
@@ -144,3 +145,6 @@ run | test)
     fi
     ;;
 esac
+
+# Debian has a package of it since 13; the tests take this one everywhere.
+[ "$1" != test ] || cargo_tool virtiofsd 1.14.0

@@ -45,6 +45,9 @@ export LAZYROOT_GUEST_INIT="$target/guest/$triple/guest/guest-init"
 if [ -x "$tools/bin/vhost-device-vsock" ]; then
     export LAZYROOT_VHOST_DEVICE_VSOCK="$tools/bin/vhost-device-vsock"
 fi
+if [ -x "$tools/bin/virtiofsd" ]; then
+    export LAZYROOT_VIRTIOFSD="$tools/bin/virtiofsd"
+fi
 
 # What tests and benchmarks work on.
 give_tests_their_inputs() {

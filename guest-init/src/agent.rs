@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, ToGuest, ToHost, Window};
 use lazyroot_proto::frame::{FromHost, Hello, Request, Role};
+use lazyroot_proto::service::Wish;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::fcntl_getpipe_size;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
@@ -22,7 +23,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use crate::cmdline::Mode;
 use crate::link::{Address, FrameReader, dial, write_capped};
 use crate::sys::{self, Identity};
-use crate::{shutdown, users};
+use crate::{service, shutdown, users};
 
 /// Pause before the control connection is opened again after it broke; twice as long each time it breaks at once, up to
 /// the second: a server that runs no commands refuses it for ever.
@@ -69,8 +70,8 @@ impl Agent {
                     let frames = self.open(Role::Stream(number))?;
                     let root = self.root.clone();
                     thread::spawn(move || {
-                        if let Err(error) = run_program(frames, &root) {
-                            eprintln!("lazyroot: a command's stream ended: {error}");
+                        if let Err(error) = serve_stream(frames, &root) {
+                            eprintln!("lazyroot: a stream ended: {error}");
                         }
                     });
                 }
@@ -119,11 +120,20 @@ fn next_message(frames: &mut FrameReader) -> io::Result<ToGuest> {
     ToGuest::decode(header.kind, &payload).map_err(io::Error::other)
 }
 
-fn run_program(mut frames: FrameReader, root: &OwnedFd) -> io::Result<()> {
+/// Does what the host's first frame asks for.
+fn serve_stream(mut frames: FrameReader, root: &OwnedFd) -> io::Result<()> {
+    let (header, payload) = frames.read_frame()?;
+    if let Ok(wish) = Wish::decode(header.kind, &payload) {
+        return service::serve(frames, wish, root);
+    }
+    match ToGuest::decode(header.kind, &payload).map_err(io::Error::other)? {
+        ToGuest::Exec(exec) => run_program(frames, exec, root),
+        other => Err(io::Error::other(format!("unexpected at the start of a stream: {other:?}"))),
+    }
+}
+
+fn run_program(mut frames: FrameReader, exec: Exec, root: &OwnedFd) -> io::Result<()> {
     let host = Host(Arc::new(Mutex::new(frames.stream())));
-    let ToGuest::Exec(exec) = next_message(&mut frames)? else {
-        return Err(io::Error::other("the first message is not a program to run"));
-    };
     let mut program = match start(&exec, root) {
         Ok(program) => program,
         Err(error) => {

@@ -175,7 +175,8 @@ fn switch_root(mode: Mode) -> Result<()> {
         for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
             let _ = std::os::unix::fs::symlink(target, Path::new("/dev").join(link));
         }
-        let _ = sys::bring_up_loopback();
+        // Programs expect 127.0.0.1 even where no init configures a network.
+        let _ = sys::bring_up("lo");
     }
     Ok(())
 }

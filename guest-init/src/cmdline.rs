@@ -28,6 +28,8 @@ pub struct Boot {
     pub mode: Mode,
     /// `lazyroot.hostname=`, if given.
     pub hostname: Option<String>,
+    /// `lazyroot.settings`: whether the host has settings for us.
+    pub settings: bool,
 }
 
 /// What runs once the image is mounted.
@@ -73,6 +75,7 @@ impl Instructions {
             port,
             mode,
             hostname: words.get("hostname").map(|name| (*name).to_owned()),
+            settings: words.contains_key("settings"),
         }))
     }
 }

@@ -17,6 +17,8 @@ use crate::clock::monotonic_now;
 use crate::cmdline::{self, Instructions};
 use crate::link::{Address, Link, REQUEST_DEADLINE};
 use crate::mount::{self, Upper};
+use crate::notify::Notify;
+use crate::settings;
 
 /// Runs until the machine powers off. `started` is when init began, in nanoseconds since the kernel did.
 ///
@@ -38,12 +40,11 @@ pub fn main(started: u64) -> Result<()> {
     link.event(EventKind::Init, started, "");
     let mounted = match mount_root(&link, &boot) {
         Ok(mounted) => mounted,
-        Err(error) => {
-            link.event(EventKind::Fatal, monotonic_now(), &format!("{error:#}"));
-            // Time for the message to leave the machine before PID 1 ends it.
-            std::thread::sleep(Duration::from_millis(200));
-            return Err(error);
-        }
+        Err(error) => return Err(give_up(&link, error)),
+    };
+    let notify = match prepare(&address, &boot) {
+        Ok(notify) => notify,
+        Err(error) => return Err(give_up(&link, error)),
     };
     link.event(EventKind::Mounted, monotonic_now(), "");
     // Open before it moves: the descriptor follows the mount.
@@ -54,10 +55,39 @@ pub fn main(started: u64) -> Result<()> {
     // A byte says that the image is PID 1's root, with /dev and /proc in it, which programs need. The end without
     // one says that this failed: PID 1 is about to power off, and needs the root until then.
     if std::io::stdin().read_exact(&mut [0]).is_ok() {
+        if let Some(notify) = notify {
+            notify.watch(link, root.try_clone()?);
+        }
         let agent = Agent::new(address, root, boot.mode);
         std::thread::Builder::new().name("agent".into()).spawn(move || agent.run())?;
     }
     mounted.wait().context("the root's data layer ended")
+}
+
+/// Tells the host why this guest cannot boot.
+fn give_up(link: &Link, error: anyhow::Error) -> anyhow::Error {
+    link.event(EventKind::Fatal, monotonic_now(), &format!("{error:#}"));
+    // Time for the message to leave the machine before PID 1 ends it.
+    std::thread::sleep(Duration::from_millis(200));
+    error
+}
+
+/// Makes the mounted image ready to become the root; for an init, with a socket that hears from it.
+fn prepare(address: &Address, boot: &cmdline::Boot) -> Result<Option<Notify>> {
+    let sysroot = Path::new(SYSROOT);
+    if boot.settings {
+        let settings = settings::fetch(address)?;
+        settings::apply(&settings, sysroot, boot.mode)?;
+    }
+    settings::mount_scratch(sysroot);
+    if boot.mode == cmdline::Mode::Agent {
+        return Ok(None);
+    }
+    if let Some(name) = &boot.hostname {
+        settings::write_hostname(sysroot, name);
+    }
+    settings::write_machine_id(sysroot)?;
+    Notify::bind().map(Some)
 }
 
 fn mount_root(link: &Arc<Link>, boot: &cmdline::Boot) -> Result<mount::Mounted> {

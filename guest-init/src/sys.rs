@@ -140,17 +140,87 @@ pub fn ask_systemd_to_power_off() -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Brings the loopback interface up: programs expect 127.0.0.1 even where no init configures a network.
-pub fn bring_up_loopback() -> io::Result<()> {
-    use rustix::net::{AddressFamily, SocketType, socket};
-    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    // SAFETY: an all-zero ifreq is a valid one; the request reads its name and flags and keeps no pointer.
-    let result = unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name[0] = b'l' as libc::c_char;
-        request.ifr_name[1] = b'o' as libc::c_char;
-        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)
+/// Makes `root` the root folder of this thread, and of no other.
+pub fn enter_root(root: &impl AsFd) -> io::Result<()> {
+    // SAFETY: the root and working folder become the thread's own; no descriptor table, and so none that other code
+    // relies on, is touched.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS)? };
+    rustix::process::fchdir(root)?;
+    Ok(rustix::process::chroot(c".")?)
+}
+
+/// A request about the network interface `name`.
+fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: an all-zero ifreq is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte stays zero: the name's end.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
+
+/// An IPv4 address as the kernel's interfaces take it.
+fn ipv4_address(address: [u8; 4]) -> libc::sockaddr {
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address) },
+        sin_zero: [0; 8],
     };
+    // SAFETY: both are plain data of the same 16 bytes; that is how the kernel tells families apart.
+    unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) }
+}
+
+fn network_socket() -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    Ok(socket(AddressFamily::INET, SocketType::DGRAM, None)?)
+}
+
+/// Gives the network interface `name` an IPv4 address and the netmask of its network (`SIOCSIFADDR`, `SIOCSIFNETMASK`,
+/// netdevice(7)).
+pub fn set_address(name: &str, address: [u8; 4], netmask: [u8; 4]) -> io::Result<()> {
+    let socket = network_socket()?;
+    for (number, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, netmask)] {
+        let mut request = interface_request(name)?;
+        request.ifr_ifru.ifru_addr = ipv4_address(value);
+        // SAFETY: the request reads one ifreq and keeps no pointer.
+        if unsafe { libc::ioctl(socket.as_raw_fd(), number as _, &raw const request) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Adds the IPv4 route to everywhere over `gateway` (`SIOCADDRT`, route(8)). One that is there already is fine.
+pub fn add_default_route(gateway: [u8; 4]) -> io::Result<()> {
+    let socket = network_socket()?;
+    // SAFETY: an all-zero rtentry is a valid one.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    route.rt_dst = ipv4_address([0; 4]);
+    route.rt_genmask = ipv4_address([0; 4]);
+    route.rt_gateway = ipv4_address(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    // SAFETY: the request reads one rtentry, whose device pointer is null, and keeps no pointer.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, &raw const route) };
+    match result {
+        0.. => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// Brings the network interface `name` up (`SIOCSIFFLAGS`, netdevice(7)).
+pub fn bring_up(name: &str) -> io::Result<()> {
+    let socket = network_socket()?;
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the request reads one ifreq and keeps no pointer.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

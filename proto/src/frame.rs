@@ -114,6 +114,7 @@ pub mod kind {
     pub const PONG: u8 = 0x85;
     pub const OPEN_STREAM: u8 = 0x90;
     pub const POWER_OFF: u8 = 0x91;
+    pub const SETTINGS: u8 = 0x92;
 }
 
 /// What a connection is for; the first thing a guest says on it.
@@ -127,6 +128,8 @@ pub enum Role {
     Stream(u64),
     /// Another lazyroot reads images here: [`crate::peer`].
     Peer,
+    /// The guest's [`Settings`](crate::settings::Settings), once.
+    Settings,
 }
 
 /// A guest's first frame.
@@ -165,6 +168,8 @@ pub enum EventKind {
     Warning,
     /// The guest cannot go on and powers off; the text says why.
     Fatal,
+    /// The image's init says that the system is up, or has no way to say it and runs.
+    Ready,
 }
 
 /// What a guest sends on a data connection.
@@ -263,8 +268,10 @@ pub enum FromHost<'a> {
     Pong,
     /// On a control connection: open a stream with this number.
     OpenStream(u64),
-    /// On a control connection: end every process, sync and power off.
+    /// On a control connection: shut down, sync and power off.
     PowerOff,
+    /// On a settings connection: the guest's settings.
+    Settings(&'a [u8]),
 }
 
 /// Appends fields, little-endian.
@@ -317,7 +324,7 @@ impl<'a> Reader<'a> {
         self.rest = rest;
         Ok(taken)
     }
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
         Ok(self.bytes(N)?.try_into().expect("N bytes were taken"))
     }
     pub(crate) fn u8(&mut self) -> Result<u8, FrameError> {
@@ -360,8 +367,14 @@ impl<'a> Reader<'a> {
 }
 
 impl EventKind {
-    const ALL: [EventKind; 5] =
-        [EventKind::Init, EventKind::Mounted, EventKind::Started, EventKind::Warning, EventKind::Fatal];
+    const ALL: [EventKind; 6] = [
+        EventKind::Init,
+        EventKind::Mounted,
+        EventKind::Started,
+        EventKind::Warning,
+        EventKind::Fatal,
+        EventKind::Ready,
+    ];
 }
 
 impl ErrorCode {
@@ -380,6 +393,7 @@ impl Request {
                     Role::Control => out.u8(1),
                     Role::Stream(number) => out.u8(2).u64(*number),
                     Role::Peer => out.u8(3),
+                    Role::Settings => out.u8(4),
                 };
                 out.frame(kind::HELLO, tag)
             }
@@ -417,6 +431,7 @@ impl Request {
                     1 => Role::Control,
                     2 => Role::Stream(fields.u64()?),
                     3 => Role::Peer,
+                    4 => Role::Settings,
                     _ => return Err(fields.malformed()),
                 };
                 Request::Hello(Hello { role })
@@ -468,6 +483,7 @@ impl<'a> FromHost<'a> {
             FromHost::Pong => out.frame(kind::PONG, tag),
             FromHost::OpenStream(number) => out.u64(*number).frame(kind::OPEN_STREAM, tag),
             FromHost::PowerOff => out.frame(kind::POWER_OFF, tag),
+            FromHost::Settings(settings) => out.bytes(settings).frame(kind::SETTINGS, tag),
         }
     }
 
@@ -497,6 +513,7 @@ impl<'a> FromHost<'a> {
             kind::PONG => FromHost::Pong,
             kind::OPEN_STREAM => FromHost::OpenStream(fields.u64()?),
             kind::POWER_OFF => FromHost::PowerOff,
+            kind::SETTINGS => FromHost::Settings(fields.rest()),
             other => return Err(FrameError::UnknownKind(other)),
         };
         fields.end(message)
@@ -525,6 +542,7 @@ mod tests {
             Request::Hello(Hello { role: Role::Data(id) }),
             Request::Hello(Hello { role: Role::Control }),
             Request::Hello(Hello { role: Role::Stream(7) }),
+            Request::Hello(Hello { role: Role::Settings }),
             Request::Hello(Hello { role: Role::Peer }),
             Request::Get { what: Metadata::Manifest, offset: 1, len: 2 },
             Request::Get { what: Metadata::Index, offset: 1 << 40, len: MAX_READ },
@@ -556,6 +574,7 @@ mod tests {
             FromHost::Pong,
             FromHost::OpenStream(9),
             FromHost::PowerOff,
+            FromHost::Settings(b"settings"),
         ];
         for reply in replies {
             let frame = reply.encode(7);

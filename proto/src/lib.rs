@@ -11,6 +11,8 @@ pub mod id;
 pub mod index;
 pub mod peer;
 pub mod reads;
+pub mod service;
+pub mod settings;
 pub mod verity;
 
 pub use id::{Algorithm, ObjectId};

@@ -3,15 +3,20 @@
 //! Every VM here runs under TCG: a test must not depend on a KVM that works.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lazyroot_tests::images::{debian, tiny_root};
 use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::rootfs;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -144,7 +149,7 @@ fn a_vm_in_the_background_is_there_for_every_verb() {
 #[test]
 fn a_command_in_the_background_leaves_its_output_and_its_status() {
     let tiny = tiny();
-    let script = "echo out; echo err >&2; /bin/busybox sleep 2; echo late; exit 5";
+    let script = "echo out; /bin/busybox sleep 1; echo err >&2; /bin/busybox sleep 1; echo late; exit 5";
     let vm = Vm::start(&tiny, "job", &["tiny", "--", "/bin/busybox", "sh", "-c", script]);
     let follower = tiny.command(["logs", "-f", "job"]).stdout(Stdio::piped()).spawn().unwrap();
     assert_eq!(tiny.ok(["wait", "job"]), "5\n");
@@ -256,4 +261,354 @@ fn a_shell_has_a_terminal_that_is_resized_with_ours() {
     let said = text(&output.stdout);
     assert!(said.contains("33 99") && said.contains("resized\r\n"), "{said}");
     assert_eq!(output.status.code(), Some(9), "{said}");
+}
+
+/// A folder of a test's own.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn files_are_copied_both_ways_as_they_are() {
+    let debian = debian();
+    let vm = Vm::start(&debian, "copies", &["debian", "--", "sleep", "1000"]);
+    let here = folder();
+    let tree = here.path().join("tree");
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    // Far more than the transport takes at once.
+    fs::write(tree.join("sub/large"), vec![b'l'; 3_000_000]).unwrap();
+    fs::write(tree.join("script"), "#!/bin/sh\necho ran\n").unwrap();
+    fs::set_permissions(tree.join("script"), fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("script", tree.join("link")).unwrap();
+    xattr::set(tree.join("script"), "user.colour", b"blue").unwrap();
+    let text_of = |path: &Path| path.to_str().unwrap().to_owned();
+    debian.ok(["cp", &text_of(&tree), "copies:/srv"]);
+    assert_eq!(
+        vm.sh("/srv/tree/link; wc -c </srv/tree/sub/large; stat -c %a:%U /srv/tree/script"),
+        "ran\n3000000\n755:root\n"
+    );
+    let script = "python3 -c 'import os; print(os.getxattr(\"/srv/tree/script\", \"user.colour\"))'";
+    assert_eq!(vm.sh(script), "b'blue'\n");
+    // And back, under another name.
+    vm.sh("chmod 4750 /srv/tree/script");
+    let back = here.path().join("back");
+    debian.ok(["cp", "copies:/srv/tree", &text_of(&back)]);
+    assert_eq!(fs::read(back.join("sub/large")).unwrap(), vec![b'l'; 3_000_000]);
+    assert_eq!(fs::read_link(back.join("link")).unwrap(), Path::new("script"));
+    assert_eq!(xattr::get(back.join("script"), "user.colour").unwrap().unwrap(), b"blue");
+    // No program of a guest's runs here as its owner.
+    assert_eq!(fs::metadata(back.join("script")).unwrap().permissions().mode() & 0o7777, 0o750);
+    // What cannot be.
+    for (source, target, said) in [
+        ("copies:/no/such/file", "/tmp", "/no/such/file"),
+        ("/no/such/file", "copies:/tmp", "/no/such/file"),
+        ("/etc/hostname", "copies:/no/such/folder/x", "no folder /no/such/folder"),
+        ("/etc/hostname", "copies:relative", "no absolute path"),
+        ("/etc/hostname", "/tmp", "one of the two must be VM:PATH"),
+        ("copies:/etc", "copies:/tmp", "only one"),
+    ] {
+        let error = debian.error(["cp", source, target]);
+        assert!(error.contains(said), "{source} {target}: {error}");
+    }
+    // A disk that fills up: an error that says so, and nothing half-made.
+    vm.sh("mkdir /small && mount -t tmpfs -o size=1m tmpfs /small");
+    let error = debian.error(["cp", &text_of(&tree.join("sub/large")), "copies:/small/large"]);
+    assert!(error.contains("No space left"), "{error}");
+    assert_eq!(vm.sh("ls -A /small"), "");
+}
+
+/// What comes of a connection: all that the other end says after `said`.
+fn converse(mut stream: impl Read + Write, said: &[u8], end: impl FnOnce(&mut dyn Write)) -> Vec<u8> {
+    stream.write_all(said).unwrap();
+    end(&mut stream);
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).unwrap();
+    heard
+}
+
+#[test]
+fn ports_lead_into_the_guest_without_a_network() {
+    let debian = debian();
+    let here = folder();
+    let socket = here.path().join("s");
+    let server = "import socket, threading, os
+def serve(s):
+    s.listen()
+    while True:
+        c, _ = s.accept()
+        def answer(c=c):
+            data = b''
+            while part := c.recv(65536): data += part
+            c.sendall(str(len(data)).encode() + b':' + data[-3:]); c.close()
+        threading.Thread(target=answer).start()
+t = socket.create_server(('127.0.0.1', 8080)); u = socket.socket(socket.AF_UNIX); u.bind('/run/u')
+threading.Thread(target=serve, args=(t,)).start(); print('up', flush=True); serve(u)";
+    let unix = format!("{}:/run/u", socket.display());
+    let vm = Vm::start(
+        &debian,
+        "ports",
+        &["--net", "none", "-p", "0:8080", "-p", &unix, "-p", "0:9", "debian", "--", "python3", "-c", server],
+    );
+    wait_until("the server listens", || vm.ok(&["logs"], &[]).contains("up"));
+    assert_eq!(vm.sh("ls /sys/class/net"), "lo\n");
+    let ports = vm.ok(&["port"], &[]);
+    let port = |to: &str| {
+        let line = ports.lines().find(|line| line.ends_with(&format!(" -> {to}"))).expect("it is listed");
+        line.split(' ').next().unwrap().to_owned()
+    };
+    // Many at a time, and each direction with an end of its own.
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let stream = TcpStream::connect(port("8080")).unwrap();
+                let end = stream.try_clone().unwrap();
+                let heard = converse(stream, &[b'x'; 200_000], |_| end.shutdown(Shutdown::Write).unwrap());
+                assert_eq!(text(&heard), "200000:xxx");
+            });
+        }
+    });
+    let stream = UnixStream::connect(&socket).unwrap();
+    let end = stream.try_clone().unwrap();
+    assert_eq!(text(&converse(stream, b"abc", |_| end.shutdown(Shutdown::Write).unwrap())), "3:abc");
+    // Nobody listens there: the connection ends, and the VM does not.
+    let mut heard = Vec::new();
+    let _ = TcpStream::connect(port("9")).unwrap().read_to_end(&mut heard);
+    assert_eq!(heard, b"");
+    // A port that is taken, and one that is none.
+    let taken = format!("{}:80", port("8080"));
+    let said = debian.error(Vm::arguments("second", &["-p", &taken, "debian", "--", "true"]));
+    assert!(said.contains("cannot listen on") && said.contains("in use"), "{said}");
+    let output = debian.run(Vm::arguments("second", &["-p", "80", "debian", "--", "true"]));
+    assert_eq!((output.status.code(), text(&output.stderr).contains("maps no port")), (Some(2), true));
+    let long = format!("/{}:80", "x".repeat(200));
+    let said = debian.error(Vm::arguments("second", &["-p", &long, "debian", "--", "true"]));
+    assert!(said.contains("longer than"), "{said}");
+    assert!(!debian.ok(["ps", "-qa"]).contains("second"));
+    vm.ok(&["stop"], &[]);
+    assert!(!socket.exists(), "the socket goes with the VM");
+}
+
+#[test]
+fn a_folder_of_the_host_is_seen_by_the_guest() {
+    let debian = debian();
+    let here = folder();
+    for name in ["read", "write"] {
+        fs::create_dir(here.path().join(name)).unwrap();
+    }
+    fs::write(here.path().join("read/file"), "from the host").unwrap();
+    let volume = |name: &str, rest: &str| format!("{}:{rest}", here.path().join(name).display());
+    let volumes = [volume("read", "/mnt/read:ro"), volume("write", "/mnt/new/write")];
+    let vm = Vm::start(&debian, "volumes", &["-v", &volumes[0], "-v", &volumes[1], "debian", "--", "sleep", "1000"]);
+    assert_eq!(vm.sh("cat /mnt/read/file; echo from the guest >/mnt/new/write/file"), "from the host");
+    assert_eq!(fs::read_to_string(here.path().join("write/file")).unwrap(), "from the guest\n");
+    let output = vm.verb(&["exec"], &["touch", "/mnt/read/x"]);
+    assert!(text(&output.stderr).contains("Read-only"), "{}", text(&output.stderr));
+    // What the host changes is seen at once.
+    fs::write(here.path().join("read/later"), "later").unwrap();
+    assert_eq!(vm.sh("cat /mnt/read/later"), "later");
+    for (wrong, said) in [("/no/such/folder:/mnt", "/no/such/folder"), ("/tmp:mnt", "no absolute path")] {
+        let output = debian.run(Vm::arguments("wrong", &["-v", wrong, "debian", "--", "true"]));
+        assert!(!output.status.success() && text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn the_network_is_there_without_the_images_help() {
+    let debian = debian();
+    // A server of this machine, which the guest reaches by its gateway.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let host = thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        stream.write_all(b"from the host").unwrap();
+    });
+    let vm = Vm::start(&debian, "network", &["debian", "--", "sleep", "1000"]);
+    let script = format!("import socket; print(socket.create_connection(('10.0.2.2', {port})).recv(99))");
+    assert_eq!(vm.ok(&["exec"], &["python3", "-c", &script]), "b'from the host'\n");
+    host.join().unwrap();
+    assert_eq!(
+        vm.sh("cat /etc/resolv.conf; ip -o route show default"),
+        "nameserver 10.0.2.3\ndefault via 10.0.2.2 dev eth0 \n"
+    );
+    let top = vm.ok(&["top"], &[]);
+    assert!(top.lines().any(|line| line.ends_with("sleep 1000")), "{top}");
+}
+
+#[test]
+fn openssh_logs_in_with_the_vms_own_keys() {
+    let debian = debian();
+    // No init, no network, no server that runs.
+    let vm = Vm::start(&debian, "secure", &["--net", "none", "debian", "--", "sleep", "1000"]);
+    assert_eq!(debian.ok(["ssh", "secure", "id -un; hostname"]), "root\nsecure\n");
+    assert_eq!(debian.run(["ssh", "secure", "exit 7"]).status.code(), Some(7));
+    // The keys are in the VM's folder, private, and nothing of them is on the kernel's command line.
+    let dir = PathBuf::from(vm.inspect()["dir"].as_str().unwrap());
+    let mode = |name: &str| fs::metadata(dir.join("ssh").join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("id_ed25519"), mode("lazyroot-ssh/host_key")), (0o600, 0o600));
+    assert!(!vm.sh("cat /proc/cmdline").contains("ssh"));
+    // For scp, rsync and the like.
+    let config = folder();
+    let file = config.path().join("config");
+    fs::write(&file, debian.ok(["ssh", "--ssh-config", "secure"])).unwrap();
+    let source = config.path().join("file");
+    fs::write(&source, "copied").unwrap();
+    let status = Command::new("scp").arg("-qF").arg(&file).arg(&source).arg("secure:/root/copy").status();
+    assert!(status.expect("scp is installed").success());
+    assert_eq!(vm.sh("cat /root/copy"), "copied");
+    // A stranger's key is refused: only the VM's own opens it.
+    let status =
+        Command::new("ssh-keygen").args(["-qt", "ed25519", "-N", "", "-f"]).arg(config.path().join("other")).status();
+    assert!(status.unwrap().success());
+    let mut other = Command::new("ssh");
+    other.arg("-F").arg(&file).args(["-o", "BatchMode=yes", "-i"]).arg(config.path().join("other"));
+    let text_of_config = fs::read_to_string(&file).unwrap();
+    let stranger: String =
+        text_of_config.lines().filter(|line| !line.contains("IdentityFile")).map(|line| format!("{line}\n")).collect();
+    fs::write(&file, stranger).unwrap();
+    let output = other.args(["secure", "true"]).output().unwrap();
+    assert!(text(&output.stderr).contains("Permission denied"), "{}", text(&output.stderr));
+    // An image without a server.
+    let tiny = tiny();
+    let _bare = Vm::start(&tiny, "bare", &["tiny", "--", "/bin/busybox", "sleep", "1000"]);
+    let output = tiny.run(["ssh", "bare", "true"]);
+    assert!(text(&output.stderr).contains("has no sshd"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn systemd_boots_as_in_production() {
+    let lazyroot = Lazyroot::default();
+    lazyroot.import_kernel();
+    // An image with the marks of the machine that it was made on.
+    let tree = folder();
+    let copy = Command::new("cp").arg("-a").arg(rootfs().join(".")).arg(tree.path()).status().unwrap();
+    assert!(copy.success());
+    fs::write(tree.path().join("etc/hostname"), "builder\n").unwrap();
+    fs::write(tree.path().join("etc/machine-id"), "0123456789abcdef0123456789abcdef\n").unwrap();
+    let labelled = tree.path().join("etc/issue");
+    xattr::set(&labelled, "security.selinux", b"system_u:object_r:etc_t:s0\0").unwrap();
+    lazyroot.import(tree.path(), "systemd");
+    let here = folder();
+    let unit = here.path().join("hello.service");
+    fs::write(
+        &unit,
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\nImportCredential=greeting\n\
+        ExecStart=/bin/sh -c 'cat $CREDENTIALS_DIRECTORY/greeting >/var/tmp/hello'\n",
+    )
+    .unwrap();
+    let greeting = here.path().join("greeting");
+    fs::write(&greeting, b"hello \xff").unwrap();
+    let credential = format!("greeting={}", greeting.display());
+    let options = ["--credential", &credential, "--unit", unit.to_str().unwrap(), "--wait", "ssh", "systemd"];
+    let vm = Vm::start(&lazyroot, "production", &options);
+    // Ready means that systemd says so.
+    assert!(["running", "degraded"].contains(&vm.sh("systemctl is-system-running; true").trim()));
+    assert_eq!(vm.sh("hostname; hostnamectl --static 2>/dev/null; true").lines().next(), Some("production"));
+    assert_ne!(vm.sh("cat /etc/machine-id").trim(), "0123456789abcdef0123456789abcdef");
+    assert_eq!(vm.ok(&["exec"], &["od", "-An", "-c", "/var/tmp/hello"]).trim(), "h   e   l   l   o     377");
+    assert_eq!(vm.sh("cat /proc/cmdline").matches("greeting").count(), 0);
+    // /etc and /var can be written; labels are the image's.
+    vm.sh("echo x >/etc/new; mkdir -p /var/lib/new; echo y >/var/lib/new/file");
+    let label = "python3 -c 'import os; print(os.getxattr(\"/etc/issue\", \"security.selinux\"))'";
+    assert_eq!(vm.sh(label), "b'system_u:object_r:etc_t:s0\\x00'\n");
+    // Containers can: their storage is no overlay, and what they do to start works.
+    assert_eq!(vm.sh("findmnt -n -o FSTYPE -T /var/lib/containers"), "tmpfs\n");
+    let container = "cd /var/lib/containers; mkdir -p upper work merged; \
+        mount -t overlay -o lowerdir=/,upperdir=$PWD/upper,workdir=$PWD/work overlay merged; \
+        unshare --mount --pid --fork --uts chroot merged sh -c 'echo changed >/etc/issue; cat /etc/issue; id -un'";
+    assert_eq!(vm.sh(container), "changed\nroot\n");
+    // What a reboot or shutdown would do is done: units stop before the end.
+    vm.ok(&["stop", "--time", "120"], &[]);
+    assert_eq!(vm.state(), "exited");
+    // A unit that fails, one that is not there, and one that is waited for.
+    let bad = here.path().join("bad.service");
+    fs::write(&bad, "[Service]\nType=oneshot\nExecStart=/bin/false\n").unwrap();
+    let said =
+        lazyroot.error(Vm::arguments("bad", &["--unit", bad.to_str().unwrap(), "--wait", "bad.service", "systemd"]));
+    assert!(said.contains("bad.service has failed"), "{said}");
+    let said = lazyroot.error(Vm::arguments("none", &["--wait", "none.service", "systemd"]));
+    assert!(said.contains("no unit none.service"), "{said}");
+    let _early = Vm::start(&lazyroot, "early", &["--wait", "systemd-journald.service", "systemd"]);
+}
+
+#[test]
+fn an_oci_image_runs_its_entrypoint() {
+    let lazyroot = Lazyroot::default();
+    lazyroot.import_kernel();
+    let (root, oci) = (tiny_root(), folder());
+    let layout = oci.path().join("image");
+    write_oci_image(root.path(), &layout, &["/bin/busybox", "sh", "-c", "echo $GREETING; pwd; id -u; exit 4"]);
+    lazyroot.ok(["image", "import", &format!("oci:{}", layout.display()), "--name", "entry"]);
+    let output = lazyroot.run(["run", "--hypervisor", "qemu:tcg", "entry"]);
+    assert_eq!(
+        (text(&output.stdout).as_str(), output.status.code()),
+        ("hello\n/srv\n77\n", Some(4)),
+        "{}",
+        text(&output.stderr)
+    );
+    let vm = Vm::start(&lazyroot, "entry", &["entry"]);
+    assert_eq!(lazyroot.ok(["wait", "entry"]), "4\n");
+    assert_eq!(vm.ok(&["logs"], &[]), "hello\n/srv\n77\n");
+}
+
+/// An OCI layout with one layer, the tree at `root`, by skopeo's rules and without its help.
+fn write_oci_image(root: &Path, layout: &Path, entrypoint: &[&str]) {
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    for dir in ["srv", "usr"] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    let blob = |content: &[u8]| {
+        let digest: String = ring::digest::digest(&ring::digest::SHA256, content)
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        fs::write(blobs.join(&digest), content).unwrap();
+        (format!("sha256:{digest}"), content.len())
+    };
+    let layer =
+        Command::new("tar").args(["--sort=name", "--owner=0", "--group=0", "-cC"]).arg(root).arg(".").output().unwrap();
+    assert!(layer.status.success());
+    let (layer, layer_size) = blob(&layer.stdout);
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [layer]},
+        "config": {"Entrypoint": entrypoint, "Env": ["GREETING=hello"], "WorkingDir": "/srv", "User": "77"},
+    });
+    let (config, config_size) = blob(config.to_string().as_bytes());
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": layer_size}],
+    });
+    let (manifest, manifest_size) = blob(manifest.to_string().as_bytes());
+    let index = serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest, "size": manifest_size}],
+    });
+    fs::write(layout.join("index.json"), index.to_string()).unwrap();
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
+
+#[test]
+fn twenty_vms_at_once_all_come_up() {
+    let tiny = tiny();
+    let names: Vec<String> = (0..20).map(|number| format!("many-{number}")).collect();
+    let vms: Vec<Vm> = thread::scope(|scope| {
+        let starting: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let tiny = &tiny;
+                scope.spawn(move || {
+                    Vm::start(tiny, name, &["--memory", "192M", "tiny", "--", "/bin/busybox", "sleep", "10000"])
+                })
+            })
+            .collect();
+        starting.into_iter().map(|vm| vm.join().unwrap()).collect()
+    });
+    assert_eq!(tiny.ok(["ps"]).matches(" running ").count(), 20);
+    for vm in &vms {
+        assert_eq!(vm.ok(&["exec"], &["/bin/busybox", "hostname"]).trim(), vm.name);
+    }
+    tiny.ok(["rm", "--all", "--force"]);
+    assert_eq!(tiny.ok(["ps", "-qa"]), "");
 }

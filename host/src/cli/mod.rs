@@ -1,6 +1,7 @@
 //! The command line: one file per verb, which parses, calls and prints.
 
 mod background;
+mod copy;
 mod exec;
 mod image;
 mod kernel;
@@ -11,6 +12,7 @@ mod mount;
 mod ps;
 mod run;
 mod serve;
+mod ssh;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -45,7 +47,13 @@ enum Verb {
     Ps(ps::PsArgs),
     Exec(exec::ExecArgs),
     Shell(exec::ShellArgs),
+    Ssh(ssh::SshArgs),
+    #[command(hide = true)]
+    SshProxy(ssh::SshProxyArgs),
+    Cp(copy::CpArgs),
     Logs(logs::LogsArgs),
+    Port(copy::PortArgs),
+    Top(copy::TopArgs),
     Inspect(ps::InspectArgs),
     Stop(life::StopArgs),
     Wait(life::WaitArgs),
@@ -115,6 +123,11 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::Ps(args) => ps::ps(&args, &context),
         Verb::Exec(args) => exec::run(args, &context),
         Verb::Shell(args) => exec::shell(&args, &context),
+        Verb::Ssh(args) => ssh::run(&args, &context),
+        Verb::SshProxy(args) => ssh::proxy(&args),
+        Verb::Cp(args) => copy::cp(&args, &context),
+        Verb::Port(args) => copy::port(&args, &context),
+        Verb::Top(args) => copy::top(&args, &context),
         Verb::Logs(args) => logs::run(&args, &context),
         Verb::Inspect(args) => ps::inspect(&args, &context),
         Verb::Stop(args) => life::stop(&args, &context),

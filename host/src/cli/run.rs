@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -16,7 +16,11 @@ use super::{Context, background};
 use crate::store::{Image, Store};
 use crate::vm::exec;
 use crate::vm::factory::Choice;
+use crate::vm::hypervisor::Network;
 use crate::vm::launch::{self, Keep, Launch};
+use crate::vm::ports::PortMap;
+use crate::vm::ready::Wait;
+use crate::vm::volume::Volume;
 
 /// Boot an ephemeral VM into an image, and run a command in it or its own init
 ///
@@ -66,9 +70,67 @@ pub struct RunArgs {
     /// Hypervisor: qemu (KVM where it works), qemu:kvm, qemu:tcg, or vfkit on macOS
     #[arg(long, default_value_t)]
     hypervisor: Choice,
+    /// Let connections to a port or socket here reach one in the guest: [ADDRESS:]PORT:GUEST or /PATH:GUEST
+    #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
+    ports: Vec<PortMap>,
+    /// Show the guest a folder of this machine
+    #[arg(short = 'v', long = "volume", value_name = "HOST:GUEST[:ro]")]
+    volumes: Vec<Volume>,
+    /// The guest's network (default: user, which needs no privilege)
+    #[arg(long, value_enum, value_name = "NETWORK")]
+    net: Option<NetworkChoice>,
+    /// Hand the image's systemd a credential
+    #[arg(long = "credential", value_name = "NAME=FILE", value_parser = credential)]
+    credentials: Vec<(String, PathBuf)>,
+    /// Have the image's systemd start this unit
+    #[arg(long = "unit", value_name = "FILE")]
+    units: Vec<PathBuf>,
+    /// With --detach and without a command: when the VM counts as ready: agent, ready, ssh, or a systemd unit
+    #[arg(long, value_name = "WHAT", requires = "detach", conflicts_with = "command")]
+    wait: Option<Wait>,
+    /// Say more on stderr; twice for everything, and the guest's console while a command runs
+    #[arg(long, action = clap::ArgAction::Count)]
+    verbose: u8,
     /// Say on stderr, at the end, how long the launch took and what was fetched
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table", conflicts_with = "detach")]
     report: Option<super::Format>,
+}
+
+/// What the guest's network card is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum NetworkChoice {
+    /// A network in user space: out, and to services of this machine
+    User,
+    /// No network card
+    None,
+}
+
+impl From<NetworkChoice> for Network {
+    fn from(choice: NetworkChoice) -> Self {
+        match choice {
+            NetworkChoice::User => Self::User,
+            NetworkChoice::None => Self::None,
+        }
+    }
+}
+
+fn credential(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !name.contains('/') => Ok((name.to_owned(), file.into())),
+        _ => Err(format!("'{text}' is no NAME=FILE")),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// A unit by its file's name, as systemd knows it.
+fn unit(path: &Path) -> Result<(String, Vec<u8>)> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| name.contains('.'));
+    let name =
+        name.with_context(|| format!("'{}' is named like no unit: use NAME.service or the like", path.display()))?;
+    Ok((name.to_owned(), read(path)?))
 }
 
 fn memory(text: &str) -> Result<u32, String> {
@@ -95,6 +157,9 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
     let store = Store::open(&context.home, context.store.as_deref())?;
     let image = store.resolve(&args.image)?;
     let command = command(&args, &image)?;
+    if command.is_some() && !(args.credentials.is_empty() && args.units.is_empty()) {
+        bail!("--credential and --unit are for the image's init, which does not run beside a command");
+    }
     let launch = Launch {
         image,
         command,
@@ -104,7 +169,17 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
         name: args.name,
         append: args.append,
         hypervisor: args.hypervisor,
-        show_console: context.verbose > 0,
+        show_console: context.verbose + args.verbose > 0,
+        network: args.net.map(Network::from),
+        ports: args.ports,
+        volumes: args.volumes,
+        credentials: args
+            .credentials
+            .iter()
+            .map(|(name, path)| Ok((name.clone(), read(path)?)))
+            .collect::<Result<_>>()?,
+        units: args.units.iter().map(|path| unit(path)).collect::<Result<_>>()?,
+        wait: args.wait.unwrap_or_default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if args.detach {

@@ -58,6 +58,8 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
 fn log_event(event: Event) {
     match event.kind {
         EventKind::Warning | EventKind::Fatal => tracing::warn!("a guest reports: {}", event.text),
-        EventKind::Init | EventKind::Mounted | EventKind::Started => tracing::info!("a guest reports {:?}", event.kind),
+        EventKind::Init | EventKind::Mounted | EventKind::Started | EventKind::Ready => {
+            tracing::info!("a guest reports {:?}", event.kind)
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 
 use lazyroot_proto::frame::FromHost;
+use lazyroot_proto::settings::Settings;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -15,9 +16,11 @@ const QUEUE: usize = 16;
 
 type Messages = mpsc::Sender<FromHost<'static>>;
 
-/// One VM's control connection and the streams that were asked for.
+/// One VM's control connection, the streams that were asked for, and its settings.
 #[derive(Default)]
 pub struct Hub {
+    /// As they go over the wire.
+    settings: Vec<u8>,
     /// To the newest control connection, while there is one.
     control: watch::Sender<Option<Messages>>,
     expected: Mutex<HashMap<u64, oneshot::Sender<BoxStream>>>,
@@ -29,6 +32,11 @@ pub struct Hub {
 pub struct HubError;
 
 impl Hub {
+    /// One whose guest gets these settings.
+    pub fn with_settings(settings: &Settings) -> Self {
+        Self { settings: settings.encode(), ..Self::default() }
+    }
+
     /// Waits for the guest's agent, asks it for a stream, and waits until that is there.
     ///
     /// # Errors
@@ -96,6 +104,14 @@ impl Hub {
             }
             ended
         });
+    }
+
+    /// A guest that asks for its settings.
+    pub(super) async fn settings(&self, mut stream: BoxStream) {
+        // A guest that lost its connection asks again.
+        let _ = write_frame(&mut stream, &FromHost::Settings(&self.settings).encode(0)).await;
+        // It closes when it has them. To close here might cut them off on the way.
+        let _ = stream.read(&mut [0]).await;
     }
 
     /// A stream that the guest opened; dropped if nobody asked for it.

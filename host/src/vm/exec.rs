@@ -148,6 +148,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Unattended<S> {
     }
 }
 
+/// Runs `exec` on a stream that the guest opened until its first output; what that is, or why it does not start. It is
+/// hung up on then.
+///
+/// # Errors
+/// If the stream ends first.
+pub async fn first_output(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    exec: Exec,
+) -> Result<Result<Vec<u8>, (ExecError, String)>> {
+    send_exec(&mut stream, exec).await?;
+    loop {
+        match next_message(&mut stream).await? {
+            ToHost::Started | ToHost::StdinCredit(_) => (),
+            ToHost::Stdout(data) | ToHost::Stderr(data) => return Ok(Ok(data)),
+            ToHost::Failed(why, text) => return Ok(Err((why, printable(&text)))),
+            ToHost::Exit(_) => return Ok(Ok(Vec::new())),
+        }
+    }
+}
+
 /// Runs `exec` on a stream that the guest opened: our standard output and error are the program's, and so is our
 /// standard input if `from` says so; our signals reach it. `started` is called once, when the program runs.
 ///

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use anyhow::{Result, bail};
+use lazyroot_proto::settings;
 
 use super::kernel::Kernel;
 
@@ -127,6 +128,11 @@ pub trait Hypervisor: Send + Sync {
 
     /// Where to listen for the guest of `spec`.
     fn vsock(&self, spec: &MachineSpec) -> GuestListener;
+
+    /// What a guest of this hypervisor is to set its network card to; `None` if that is for the guest to find out.
+    fn network_settings(&self, _network: Network) -> Option<settings::Network> {
+        None
+    }
 
     /// Starts a machine; its processes end with this one, whatever ends it.
     ///

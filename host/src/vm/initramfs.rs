@@ -9,7 +9,7 @@ use lazyroot_proto::{Algorithm, verity};
 
 use super::arch::Arch;
 use super::kernel::Kernel;
-use super::modules::Module;
+use super::modules::{Feature, Module};
 use crate::home::Home;
 
 /// zstd's level: this is done once for a kernel, and read at every boot.
@@ -54,20 +54,21 @@ pub fn guest_init_path(arch: Arch) -> Result<PathBuf> {
     })
 }
 
-/// The initramfs for `kernel` with `guest_init` as its init: a zstd-compressed cpio archive in the cache.
+/// The initramfs for `kernel` with `guest_init` as its init, for guests with these features: a zstd-compressed cpio
+/// archive in the cache.
 ///
 /// # Errors
-/// If an input cannot be read, or the cache cannot be written.
-pub fn build(home: &Home, kernel: &Kernel, guest_init: &Path) -> Result<PathBuf> {
+/// If an input cannot be read, the kernel lacks a feature, or the cache cannot be written.
+pub fn build(home: &Home, kernel: &Kernel, guest_init: &Path, features: &[Feature]) -> Result<PathBuf> {
     let init = fs::read(guest_init).with_context(|| format!("cannot read {}", guest_init.display()))?;
-    let key = format!("{FORMAT} {} {}", kernel.bundle.id, verity::digest(Algorithm::Sha256, &init));
+    let key = format!("{FORMAT} {} {features:?} {}", kernel.bundle.id, verity::digest(Algorithm::Sha256, &init));
     let key = verity::digest(Algorithm::Sha256, key.as_bytes()).to_hex();
     let cache = home.data_dir("cache")?;
     let path = cache.join(format!("initramfs-{key}"));
     if path.exists() {
         return Ok(path);
     }
-    let packed = pack(&init, &kernel.modules()?)?;
+    let packed = pack(&init, &kernel.modules(features)?)?;
     // Written under another name: a half-written image is never booted.
     let mut file = tempfile::NamedTempFile::new_in(&cache)?;
     file.write_all(&packed).and_then(|()| file.as_file().sync_all()).context("cannot write the initramfs")?;

@@ -13,7 +13,9 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::ports::PortMap;
 use super::status::Timings;
+use super::volume::Volume;
 use crate::home::Home;
 
 /// What `vm.json` says about a VM.
@@ -41,6 +43,10 @@ pub struct Record {
     pub keep: bool,
     /// What programs run with unless told otherwise.
     pub defaults: Defaults,
+    /// Ports of the host that lead into it.
+    pub ports: Vec<PortMap>,
+    /// Folders of the host that it sees.
+    pub volumes: Vec<Volume>,
 }
 
 /// What the image says about running programs in it.

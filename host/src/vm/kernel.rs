@@ -3,7 +3,7 @@
 //! A bundle is a folder named by its release: `vmlinuz` as found, `vmlinux` if an uncompressed ELF could be taken
 //! out of it, `modules/` unpacked with their load order in `order`, and `bundle.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
 use super::arch::Arch;
-use super::modules::{Module, ModuleTree, version};
+use super::modules::{Feature, Module, ModuleTree, version};
 use super::unwrap::{Format, uki_release, unwrap};
 use crate::home::Home;
 use crate::store::{Image, Store};
@@ -29,8 +29,12 @@ pub struct Bundle {
     pub source: String,
     /// A digest over the kernel and its modules: changes when anything that boots does.
     pub id: String,
-    /// Modules in load order.
+    /// Modules that every guest needs, in load order.
     pub modules: Vec<String>,
+    /// Modules for what only some guests have. What the kernel cannot do is not there, and nothing is if it was imported
+    /// by a lazyroot that knew of none.
+    #[serde(default)]
+    pub features: BTreeMap<Feature, Vec<String>>,
 }
 
 /// An imported kernel.
@@ -54,18 +58,31 @@ impl Kernel {
         self.dir.join("vmlinuz")
     }
 
-    /// The modules that the guest needs, in load order.
+    /// Whether it can do this.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.bundle.features.contains_key(&feature)
+    }
+
+    /// The modules that a guest with these features needs, in load order.
     ///
     /// # Errors
-    /// If the bundle is damaged.
-    pub fn modules(&self) -> Result<Vec<Module>> {
+    /// If the bundle is damaged, or a feature is not in it.
+    pub fn modules(&self, features: &[Feature]) -> Result<Vec<Module>> {
+        let mut wanted: HashSet<&String> = self.bundle.modules.iter().collect();
+        for feature in features {
+            let modules = self.bundle.features.get(feature).with_context(|| {
+                let release = &self.bundle.release;
+                format!("kernel {release} has no modules for {feature}: import it again, or use another kernel")
+            })?;
+            wanted.extend(modules);
+        }
         let dir = self.dir.join("modules");
         let order = fs::read_to_string(dir.join("order")).context("the kernel bundle has no module order")?;
         let read = |file: &str| {
             let content = fs::read(dir.join(file)).with_context(|| format!("the kernel bundle lacks {file}"))?;
-            Ok(Module { name: file.strip_suffix(".ko").unwrap_or(file).to_owned(), content })
+            Ok(Module { name: module_of(file), content })
         };
-        order.lines().map(read).collect()
+        order.lines().filter(|file| wanted.contains(&module_of(file))).map(read).collect()
     }
 }
 
@@ -238,7 +255,19 @@ impl Kernels {
         let configs = [format!("boot/config-{release}"), format!("{modules_dir}/config")];
         let config = configs.iter().find_map(|path| files.read(path).ok());
         let config = config.map(|text| String::from_utf8_lossy(&text).into_owned());
-        let modules = module_tree(files, &modules_dir)?.needed(&release, config.as_deref())?;
+        let tree = module_tree(files, &modules_dir)?;
+        let mut modules = tree.needed(&release, config.as_deref())?;
+        let needed = modules.iter().map(|module| module.name.clone()).collect();
+        let mut features = BTreeMap::new();
+        for feature in Feature::ALL {
+            let Some(more) = tree.optional(feature) else { continue };
+            features.insert(feature, more.iter().map(|module| module.name.clone()).collect());
+            for module in more {
+                if modules.iter().all(|known| known.name != module.name) {
+                    modules.push(module);
+                }
+            }
+        }
 
         let mut hasher = verity::LeafHasher::new(Algorithm::Sha256);
         hasher.update(&vmlinuz);
@@ -249,7 +278,8 @@ impl Kernels {
             arch: kernel.format.arch(),
             source: source.to_owned(),
             id: id.to_hex(),
-            modules: modules.iter().map(|module| module.name.clone()).collect(),
+            modules: needed,
+            features,
         };
 
         let fresh = tempfile::Builder::new().prefix(".import-").tempdir_in(&self.dir)?;
@@ -286,6 +316,11 @@ impl Kernels {
         fs::rename(fresh.keep(), &dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Kernel { bundle, dir })
     }
+}
+
+/// The name of a bundle's module file.
+fn module_of(file: &str) -> String {
+    file.strip_suffix(".ko").unwrap_or(file).to_owned()
 }
 
 /// Releases compare by their numbers: 6.9 comes before 6.12.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use lazyroot_proto::exec::{Exec, ExecError};
+use lazyroot_proto::settings::{self, MAX_SETTINGS, Settings};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -19,11 +20,15 @@ use super::arch::Arch;
 use super::console::{self, ConsoleLog};
 use super::control::{Control, Order, OrderKind};
 use super::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
-use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec, Network};
+use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec, Network, Share};
 use super::instance::{self, Defaults, End, Instance, Record, Vms};
 use super::kernel::{Kernel, Kernels};
 use super::log::{self, Log};
+use super::modules::Feature;
+use super::ports::{Bound, PortMap};
+use super::ready::Wait;
 use super::status::{Phase, Watch};
+use super::volume::Volume;
 use super::{factory, initramfs};
 use crate::home::Home;
 use crate::serve::{BoxStream, Catalog, Endpoint, Hub, Listener, ServedImage, Server, Snapshot, printable};
@@ -32,6 +37,9 @@ use crate::store::{Image, Store};
 /// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
 /// on an idle machine; ten times that on a busy one is still a VM that comes up.
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+
+/// How long it may take from there until it is ready: an emulated systemd on a busy machine takes a minute.
+const READY_DEADLINE: Duration = Duration::from_secs(300);
 
 /// What an x86 kernel takes of its command line, in bytes (COMMAND_LINE_SIZE, less the final NUL); it cuts off the
 /// rest without a word.
@@ -63,6 +71,18 @@ pub struct Launch {
     pub hypervisor: factory::Choice,
     /// Show the guest's console on standard error while a command runs.
     pub show_console: bool,
+    /// Its network; `None` for one in user space if the kernel can.
+    pub network: Option<Network>,
+    /// Ports of the host that lead into the guest.
+    pub ports: Vec<PortMap>,
+    /// Folders of the host that the guest sees.
+    pub volumes: Vec<Volume>,
+    /// systemd credentials, by name.
+    pub credentials: Vec<(String, Vec<u8>)>,
+    /// systemd units, by file name.
+    pub units: Vec<(String, Vec<u8>)>,
+    /// When it counts as ready, if it runs the image's init in the background.
+    pub wait: Wait,
 }
 
 /// How a launch went.
@@ -146,7 +166,7 @@ pub async fn run_detached(
         status = exec::ended_by_signal() => return Ok(Outcome::Ended(status?)),
         vm = Vm::start(home, store, &launch, Sitter::Nobody, launched) => vm?,
     };
-    let ready = vm.become_ready(launch.command).await;
+    let ready = vm.become_ready(launch.command, &launch.wait).await;
     let program = match ready {
         Ok(Begun::Running(program)) => program,
         Ok(Begun::NotStarted(why, text)) => {
@@ -247,10 +267,19 @@ struct Vm {
 impl Vm {
     async fn start(home: &Home, store: &Store, launch: &Launch, sitter: Sitter, launched: Instant) -> Result<Self> {
         let kernel = choose_kernel(home, store, launch)?;
-        let initramfs = initramfs::build(home, &kernel, &initramfs::guest_init_path(kernel.bundle.arch)?)?;
+        let network = choose_network(launch, &kernel);
+        let shares = shares(&launch.volumes);
+        let mut features = Vec::new();
+        features.extend((network != Network::None).then_some(Feature::Network));
+        features.extend((!shares.is_empty()).then_some(Feature::Share));
+        let initramfs = initramfs::build(home, &kernel, &initramfs::guest_init_path(kernel.bundle.arch)?, &features)?;
         let hypervisor = factory::make(home, launch.hypervisor, &kernel, &initramfs).await?;
         let accelerator = hypervisor.acceleration();
-        let instance = Vms::open(home)?.create(record(launch, &kernel))?;
+        // First of all that others can see: bound, a port is ours.
+        let ports = launch.ports.iter().cloned().map(Bound::bind).collect::<Result<Vec<_>>>()?;
+        let mut record = record(launch, &kernel);
+        record.ports = ports.iter().map(|port| port.map.clone()).collect();
+        let instance = Vms::open(home)?.create(record)?;
         let vsock_port = hypervisor.vsock_port();
         let (console, console_log) = match sitter {
             Sitter::Us => (Console::Stdio, None),
@@ -267,8 +296,8 @@ impl Vm {
             console,
             vsock_port,
             disks: Vec::new(),
-            shares: Vec::new(),
-            network: Network::None,
+            shares: shares.clone(),
+            network,
         };
         let (endpoint, guest_socket) = match hypervisor.vsock(&spec) {
             GuestListener::Unix(path) => (Endpoint::Unix(path.clone()), Some(path)),
@@ -276,7 +305,7 @@ impl Vm {
         };
         let listener = Listener::bind(&endpoint)?;
         let control_listener = Control::listen(instance.dir())?;
-        let hub = Arc::<Hub>::default();
+        let hub = Arc::new(Hub::with_settings(&settings(launch, &shares, hypervisor.network_settings(network))?));
         let served = ServedImage::open(&launch.image, store.source())?.with_profile(store.profile(&launch.image.id));
         let watch = Arc::<OnceLock<Arc<Watch>>>::default();
         let on_event = {
@@ -294,6 +323,9 @@ impl Vm {
         let mut serving = JoinSet::new();
         serving.spawn(server.clone().serve(listener));
         serving.spawn(control.serve(control_listener));
+        for port in ports {
+            serving.spawn(port.serve(hub.clone()));
+        }
         watch.starting(accelerator, guest_socket, launched);
         let machine = hypervisor.start(&spec).await?;
         watch.started(machine.pids());
@@ -402,11 +434,13 @@ impl Vm {
     }
 
     /// Waits until the guest's agent is there, and the command runs, if there is one.
-    async fn become_ready(&mut self, command: Option<Exec>) -> Result<Begun> {
-        let (hub, log) = (self.hub.clone(), self.instance.dir().join(OUTPUT_LOG));
+    async fn become_ready(&mut self, command: Option<Exec>, wait: &Wait) -> Result<Begun> {
+        let (hub, watch, dir) = (self.hub.clone(), self.watch.clone(), self.instance.dir().to_owned());
+        let log = dir.join(OUTPUT_LOG);
         let begin = async {
+            tokio::time::timeout(BOOT_DEADLINE, hub.agent()).await.map_err(|_| too_late())?;
             let Some(exec) = command else {
-                hub.agent().await;
+                wait.wait(&dir, &watch).await?;
                 return Ok(Begun::Running(None));
             };
             let log = Log::create(&log).context("cannot make the command's log")?;
@@ -418,7 +452,9 @@ impl Vm {
         let begin = async {
             tokio::select! {
                 begun = begin => begun,
-                () = tokio::time::sleep(BOOT_DEADLINE) => Err(too_late()),
+                () = tokio::time::sleep(READY_DEADLINE) => {
+                    bail!("it was not ready within {} s; --wait says what for", READY_DEADLINE.as_secs())
+                }
                 status = exec::ended_by_signal() => bail!("ended by signal {}", status?.0),
             }
         };
@@ -451,6 +487,46 @@ fn too_late() -> anyhow::Error {
     anyhow!("the guest did not come up within {} s", BOOT_DEADLINE.as_secs())
 }
 
+/// The network that was asked for; else the usual one, if the kernel can.
+fn choose_network(launch: &Launch, kernel: &Kernel) -> Network {
+    match launch.network {
+        Some(network) => network,
+        None if kernel.has(Feature::Network) => Network::User,
+        None => {
+            let release = &kernel.bundle.release;
+            tracing::warn!("kernel {release} has no modules for a network, so there is none: import the kernel again");
+            Network::None
+        }
+    }
+}
+
+/// Each folder with the name that the guest mounts it by.
+fn shares(volumes: &[Volume]) -> Vec<Share> {
+    let share = |(number, volume): (usize, &Volume)| Share { dir: volume.host.clone(), tag: format!("volume{number}") };
+    volumes.iter().enumerate().map(share).collect()
+}
+
+/// What the guest is told as it boots.
+fn settings(launch: &Launch, shares: &[Share], network: Option<settings::Network>) -> Result<Settings> {
+    let files = |files: &[(String, Vec<u8>)]| {
+        files.iter().map(|(name, content)| (name.clone().into_bytes(), content.clone())).collect()
+    };
+    let share = |(share, volume): (&Share, &Volume)| settings::Share {
+        tag: share.tag.clone().into(),
+        path: volume.guest.clone().into(),
+        read_only: volume.read_only,
+    };
+    let settings = Settings {
+        credentials: files(&launch.credentials),
+        units: files(&launch.units),
+        network,
+        shares: shares.iter().zip(&launch.volumes).map(share).collect(),
+    };
+    let bytes = settings.encode().len();
+    ensure!(bytes <= MAX_SETTINGS, "credentials and units have {bytes} bytes: more than {MAX_SETTINGS} do not fit");
+    Ok(settings)
+}
+
 /// What others learn about the VM.
 fn record(launch: &Launch, kernel: &Kernel) -> Record {
     let text = |word: &Vec<u8>| String::from_utf8_lossy(word).into_owned();
@@ -464,6 +540,7 @@ fn record(launch: &Launch, kernel: &Kernel) -> Record {
         cpus: launch.cpus,
         memory_mib: launch.memory_mib,
         defaults: Defaults { env: config.env, workdir: config.working_dir, user: config.user },
+        volumes: launch.volumes.clone(),
         ..Record::default()
     }
 }
@@ -496,7 +573,12 @@ fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port:
         format!("lazyroot.port={vsock_port}"),
         format!("lazyroot.mode={mode}"),
         format!("lazyroot.hostname={name}"),
+        "lazyroot.settings".to_owned(),
     ];
+    if launch.command.is_none() {
+        // systemd would take it from the image, where all VMs find the same.
+        words.push(format!("systemd.hostname={name}"));
+    }
     words.extend(launch.append.iter().cloned());
     let line = words.join(" ");
     ensure!(line.len() <= MAX_CMDLINE, "the kernel command line is longer than {MAX_CMDLINE} bytes: shorten --append");

@@ -5,6 +5,7 @@ use std::io::Read;
 
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection};
+use serde::{Deserialize, Serialize};
 
 /// A module is never larger than this many bytes, unpacked.
 const MAX_MODULE: u64 = 64 << 20;
@@ -24,6 +25,42 @@ const OPTIONAL: (&str, &str) = ("virtio_console", "a virtio console");
 /// What older kernels need besides: before 6.12 EROFS mounts block devices only.
 const REQUIRED_FOR_LOOP: (&str, &str) =
     ("loop", "EROFS: without CONFIG_EROFS_FS_BACKED_BY_FILE (Linux 6.12) it mounts through a loop device");
+
+/// What a VM may need of its kernel besides: only then are the modules for it in its initramfs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// A network.
+    Network,
+    /// A disk of its own.
+    Disk,
+    /// Folders of the host.
+    Share,
+}
+
+impl Feature {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Network, Self::Disk, Self::Share];
+
+    /// Modules, and what for.
+    fn modules(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Network => &[("virtio_net", "a network")],
+            Self::Disk => &[("virtio_blk", "a disk"), ("ext4", "a disk's file system")],
+            Self::Share => &[("virtiofs", "folders of the host")],
+        }
+    }
+}
+
+impl std::fmt::Display for Feature {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Network => "a network",
+            Self::Disk => "a disk of its own",
+            Self::Share => "folders of the host",
+        })
+    }
+}
 
 /// A module, unpacked.
 #[derive(Debug)]
@@ -94,6 +131,11 @@ impl<'a> ModuleTree<'a> {
             wanted.push(REQUIRED_FOR_LOOP);
         }
         self.closure(&wanted).with_context(|| format!("kernel {release} cannot run a guest"))
+    }
+
+    /// The modules for a feature, dependencies first; `None` if the kernel lacks any.
+    pub fn optional(&self, feature: Feature) -> Option<Vec<Module>> {
+        self.closure(feature.modules()).ok()
     }
 
     /// Those of the `wanted` modules (name, and what for) that are not built in, dependencies first.

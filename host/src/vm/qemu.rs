@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::frame::DEFAULT_PORT;
+use lazyroot_proto::settings;
 use tokio::process::{Child, Command};
 
 use super::accel::Accelerator;
@@ -17,7 +18,7 @@ use super::arch::Arch;
 use super::child::{end_with_parent, last_words};
 use super::hypervisor::{Access, BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec, Network};
 use super::kernel::{Bundle, Kernel};
-use super::{programs, qmp};
+use super::{programs, qmp, virtiofsd};
 use crate::home::Home;
 
 /// How long vhost-device-vsock may take to make its socket.
@@ -180,19 +181,22 @@ impl Qemu {
         for disk in &spec.disks {
             let (path, id) = (option(utf8(&disk.path)?), option(&disk.id));
             let readonly = if disk.access == Access::ReadOnly { "on" } else { "off" };
-            add(["-drive", &format!("if=none,format=raw,id=disk-{id},readonly={readonly},file={path}")]);
+            add(["-drive", &format!("if=none,format=raw,id=disk-{id},readonly={readonly},discard=unmap,file={path}")]);
             add(["-device", &format!("virtio-blk-pci,drive=disk-{id},serial={id}")]);
         }
         match spec.network {
             Network::None => (),
             Network::User => {
                 add(["-netdev", "user,id=net"]);
-                add(["-device", "virtio-net-pci,netdev=net"]);
+                // No ROM to boot from, which not every package of QEMU brings.
+                add(["-device", "virtio-net-pci,netdev=net,romfile="]);
             }
             Network::Nat => bail!("QEMU has no NAT of its own: use its user network"),
         }
-        if let Some(share) = spec.shares.first() {
-            bail!("sharing {} needs virtio-fs, which QEMU has not by itself", share.dir.display());
+        for share in &spec.shares {
+            let (socket, tag) = (virtiofsd::socket(&spec.dir, share), option(&share.tag));
+            add(["-chardev", &format!("socket,id=share-{tag},path={}", option(utf8(&socket)?))]);
+            add(["-device", &format!("vhost-user-fs-pci,chardev=share-{tag},tag={tag}")]);
         }
         Ok(arguments)
     }
@@ -219,6 +223,10 @@ impl Qemu {
             Transport::Vhost { .. } => None,
             Transport::VhostUser(program) => Some(start_device(program, spec).await?),
         };
+        let mut shares = Vec::new();
+        for share in &spec.shares {
+            shares.push(virtiofsd::start(&spec.dir, share).await?);
+        }
         let log = spec.dir.join("qemu.log");
         let mut command = Command::new(&self.program);
         command.args(self.arguments(spec)?).stderr(create(&log)?).kill_on_drop(true);
@@ -229,7 +237,7 @@ impl Qemu {
         }
         end_with_parent(command.as_std_mut());
         let qemu = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
-        let mut machine = QemuMachine { qemu, device, log, monitor: monitor(spec) };
+        let mut machine = QemuMachine { qemu, device, shares, log, monitor: monitor(spec) };
         tokio::select! {
             ended = machine.wait() => {
                 ended?;
@@ -276,6 +284,12 @@ impl Hypervisor for Qemu {
             Transport::Vhost { cid } => GuestListener::Vsock { port: spec.vsock_port, cid },
             Transport::VhostUser(_) => GuestListener::Unix(spec.dir.join(format!("v_{}", spec.vsock_port))),
         }
+    }
+
+    fn network_settings(&self, network: Network) -> Option<settings::Network> {
+        // QEMU's own defaults (its documentation, "Using the user mode network stack").
+        let (address, gateway, dns) = ([10, 0, 2, 15], [10, 0, 2, 2], [10, 0, 2, 3]);
+        (network == Network::User).then_some(settings::Network { address, prefix: 24, gateway, dns })
     }
 
     fn start<'a>(&'a self, spec: &'a MachineSpec) -> BoxFuture<'a, Result<Box<dyn Machine>>> {
@@ -343,13 +357,15 @@ async fn start_device(program: &Path, spec: &MachineSpec) -> Result<Child> {
 struct QemuMachine {
     qemu: Child,
     device: Option<Child>,
+    shares: Vec<Child>,
     log: PathBuf,
     monitor: PathBuf,
 }
 
 impl Machine for QemuMachine {
     fn pids(&self) -> Vec<u32> {
-        [self.qemu.id(), self.device.as_ref().and_then(Child::id)].into_iter().flatten().collect()
+        let others = self.device.iter().chain(&self.shares).map(Child::id);
+        [self.qemu.id()].into_iter().chain(others).flatten().collect()
     }
 
     fn wait(&mut self) -> BoxFuture<'_, Result<()>> {
@@ -375,6 +391,9 @@ impl Machine for QemuMachine {
             let _ = self.qemu.kill().await;
             if let Some(device) = &mut self.device {
                 let _ = device.kill().await;
+            }
+            for share in &mut self.shares {
+                let _ = share.kill().await;
             }
         })
     }

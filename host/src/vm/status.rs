@@ -72,6 +72,8 @@ pub struct Watch {
     state: Mutex<State>,
     /// Why the guest cannot boot, once it has said so.
     fatal: watch::Sender<Option<String>>,
+    /// Whether the guest's init has said that the system is up.
+    up: watch::Sender<bool>,
     served: Box<dyn Fn() -> Snapshot + Send + Sync>,
 }
 
@@ -88,7 +90,12 @@ struct State {
 impl Watch {
     /// Nothing known but what is served.
     pub fn new(served: impl Fn() -> Snapshot + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), fatal: watch::Sender::default(), served: Box::new(served) })
+        Arc::new(Self {
+            state: Mutex::default(),
+            fatal: watch::Sender::default(),
+            up: watch::Sender::default(),
+            served: Box::new(served),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -170,12 +177,26 @@ impl Watch {
             }
             EventKind::Mounted => state.timings.guest_clock_mounted = Some(Duration::from_nanos(event.at)),
             EventKind::Started | EventKind::Warning => (),
+            EventKind::Ready => {
+                self.up.send_replace(true);
+            }
             // Of a guest that is up it is no more than a word: its programs may say it too.
             EventKind::Fatal if state.timings.guest_clock_mounted.is_some() => (),
             EventKind::Fatal => {
                 self.fatal.send_replace(Some(event.text));
             }
         }
+    }
+
+    /// Whether the image's init has said that the system is up.
+    pub fn is_system_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    /// Waits until it has.
+    pub async fn system_is_up(&self) {
+        // The sender lives as long as we do.
+        let _ = self.up.subscribe().wait_for(|up| *up).await;
     }
 
     /// Why the guest cannot boot, if it has said so.

@@ -1,0 +1,143 @@
+//! What a stream that the host asked for can carry besides a program: a connection to something in the guest, a copy
+//! in or out, the list of processes.
+//!
+//! The host's first frame is a [`Wish`]. After that both ends send [`Piece`]s.
+
+use crate::frame::{FrameError, Reader, Writer};
+
+/// Frame kinds of these streams.
+pub mod kind {
+    #![allow(missing_docs, reason = "named as the messages they carry")]
+    pub const CONNECT: u8 = 0xb0;
+    pub const PUT: u8 = 0xb1;
+    pub const GET: u8 = 0xb2;
+    pub const PROCESSES: u8 = 0xb3;
+    pub const DATA: u8 = 0xb8;
+    pub const DONE: u8 = 0xb9;
+    pub const FAILED: u8 = 0xba;
+}
+
+/// The most bytes of data in one frame.
+pub const MAX_DATA: usize = 64 << 10;
+
+/// Something in the guest that listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A TCP port of the guest's own address 127.0.0.1.
+    Tcp(u16),
+    /// A unix socket, by its path.
+    Unix(Vec<u8>),
+}
+
+/// What the host wants of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// A connection: DONE once it is there, then data both ways; empty data is the end of a direction.
+    Connect(Target),
+    /// Files for this path: data, a tar archive that ends with empty data; then the guest's DONE.
+    Put(Vec<u8>),
+    /// The files at this path: data from the guest, a tar archive; then its DONE.
+    Get(Vec<u8>),
+    /// What runs: data from the guest, lines of text; then its DONE.
+    Processes,
+}
+
+/// What either end sends after that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Bytes, at most [`MAX_DATA`]; empty: no more will come.
+    Data(Vec<u8>),
+    /// From the guest: it is done.
+    Done,
+    /// From the guest: it cannot be done; the text says why. Last frame.
+    Failed(String),
+}
+
+impl Wish {
+    /// The whole frame, header included.
+    pub fn encode(&self) -> Vec<u8> {
+        let out = Writer::default();
+        match self {
+            Wish::Connect(Target::Tcp(port)) => out.u8(0).u16(*port).frame(kind::CONNECT, 0),
+            Wish::Connect(Target::Unix(path)) => out.u8(1).bytes(path).frame(kind::CONNECT, 0),
+            Wish::Put(path) => out.bytes(path).frame(kind::PUT, 0),
+            Wish::Get(path) => out.bytes(path).frame(kind::GET, 0),
+            Wish::Processes => out.frame(kind::PROCESSES, 0),
+        }
+    }
+
+    /// Parses a payload that came with a header of `kind`.
+    ///
+    /// # Errors
+    /// If the kind does not belong here or the payload is not exactly of its form.
+    pub fn decode(kind: u8, payload: &[u8]) -> Result<Self, FrameError> {
+        let mut fields = Reader::new(kind, payload);
+        let wish = match kind {
+            kind::CONNECT => match fields.u8()? {
+                0 => Wish::Connect(Target::Tcp(fields.u16()?)),
+                1 => Wish::Connect(Target::Unix(fields.rest().to_vec())),
+                _ => return Err(fields.malformed()),
+            },
+            kind::PUT => Wish::Put(fields.rest().to_vec()),
+            kind::GET => Wish::Get(fields.rest().to_vec()),
+            kind::PROCESSES => Wish::Processes,
+            other => return Err(FrameError::UnknownKind(other)),
+        };
+        fields.end(wish)
+    }
+}
+
+impl Piece {
+    /// The whole frame, header included.
+    pub fn encode(&self) -> Vec<u8> {
+        let out = Writer::default();
+        match self {
+            Piece::Data(data) => out.bytes(data).frame(kind::DATA, 0),
+            Piece::Done => out.frame(kind::DONE, 0),
+            Piece::Failed(why) => out.bytes(why.as_bytes()).frame(kind::FAILED, 0),
+        }
+    }
+
+    /// Parses a payload that came with a header of `kind`.
+    ///
+    /// # Errors
+    /// If the kind does not belong here or the payload is not exactly of its form.
+    pub fn decode(kind: u8, payload: &[u8]) -> Result<Self, FrameError> {
+        let mut fields = Reader::new(kind, payload);
+        let piece = match kind {
+            kind::DATA if payload.len() > MAX_DATA => return Err(FrameError::TooLong(payload.len() as u32)),
+            kind::DATA => Piece::Data(fields.rest().to_vec()),
+            kind::DONE => Piece::Done,
+            kind::FAILED => Piece::Failed(fields.text()),
+            other => return Err(FrameError::UnknownKind(other)),
+        };
+        fields.end(piece)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::HEADER;
+
+    #[test]
+    fn messages_round_trip() {
+        let wishes = [
+            Wish::Connect(Target::Tcp(80)),
+            Wish::Connect(Target::Unix(b"/run/\xff".to_vec())),
+            Wish::Put(b"/tmp".to_vec()),
+            Wish::Get(b"/etc".to_vec()),
+            Wish::Processes,
+        ];
+        for wish in wishes {
+            let frame = wish.encode();
+            assert_eq!(Wish::decode(frame[4], &frame[HEADER..]), Ok(wish));
+        }
+        for piece in [Piece::Data(vec![]), Piece::Data(vec![1; MAX_DATA]), Piece::Done, Piece::Failed("why".into())] {
+            let frame = piece.encode();
+            assert_eq!(Piece::decode(frame[4], &frame[HEADER..]), Ok(piece));
+        }
+        assert!(Piece::decode(kind::DATA, &[0; MAX_DATA + 1]).is_err());
+        assert!(Wish::decode(kind::CONNECT, &[2]).is_err());
+    }
+}
