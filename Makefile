@@ -11,7 +11,7 @@ PREFIX ?= /usr/local
 
 # Recipes share the package manager and cargo's locks: in parallel they would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help build guest-init run test test-arm64 check-macos bench lint deny docs clean install image
+.PHONY: help build guest-init run test test-arm64 check-macos bench bench-docs lint deny docs clean install image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -48,9 +48,12 @@ check-macos: ## type-check for macOS, warnings denied (LINK=link: link a program
 	@sh scripts/deps.sh macos
 	@sh scripts/check-macos.sh $(LINK)
 
-bench: build image ## measure; figures go to target/bench/results.json
-	@sh scripts/deps.sh test
-	@sh scripts/bench.sh
+bench: build image ## measure; figures go to target/bench (ARGS="--help" lists what can be chosen)
+	@sh scripts/deps.sh bench
+	@sh scripts/bench.sh $(ARGS)
+
+bench-docs: ## write the last figures into the book
+	@sh scripts/bench.sh --docs docs/src/explanation
 
 lint: ## rustfmt, clippy and, where it is installed, shellcheck
 	@sh scripts/deps.sh lint

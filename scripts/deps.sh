@@ -2,7 +2,7 @@
 # Installs what a make target needs and the machine does not have. Looks first: when everything is there this
 # costs some milliseconds, needs no network and no root.
 #
-# usage: scripts/deps.sh build|image|run|test|lint|arm64|macos
+# usage: scripts/deps.sh build|image|run|test|bench|lint|arm64|macos
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -22,6 +22,8 @@ packages() {
     # What cross-builds guest-init is asked for where it is known whether it is needed.
     arm64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross mmdebstrap debian-archive-keyring ca-certificates ;;
     macos) echo python3-venv ;;
+    # The peers come from a Debian tree of their own (bench-inputs.sh); nydus is built, which takes cmake.
+    bench) echo fio cmake ;;
     *) fail "deps.sh: unknown set '$1'" ;;
     esac
 }
@@ -127,6 +129,11 @@ macos)
         "$tools/zig/bin/pip" install --quiet --disable-pip-version-check ziglang==0.17.0 cargo-zigbuild==0.24.0
     fi
     ;;
+bench)
+    need_rust
+    # Some minutes of compiling, and cargo_tool leaves nothing behind that failed; without it the report says so.
+    cargo_tool nydus-rs 2.2.0 || echo "the benchmark goes without nydus" >&2
+    ;;
 test | lint)
     need_rust
     if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
@@ -137,7 +144,7 @@ esac
 
 case $1 in
 arm64) install_qemu qemu-system-arm ;;
-run | test)
+run | test | bench)
     install_qemu "$native_qemu"
     # vsock's device: the kernel's if we may use it. The tests always want the daemon: they hold its limits.
     if [ "$1" = test ] || ! [ -w /dev/vhost-vsock ]; then

@@ -1,9 +1,16 @@
 //! Benchmarks: workloads, the systems they run on, and the report.
+//!
+//! One file is one system: those that are mounted on this machine in [`native`], those that a VM boots into in [`vm`].
 
 pub mod boot;
+pub mod guest;
+pub mod inputs;
 pub mod launch;
+pub mod machine;
 pub mod native;
-mod peer;
+mod peers;
+pub mod plan;
+mod plot;
+pub mod raw;
 pub mod report;
 mod vm;
-pub mod workloads;

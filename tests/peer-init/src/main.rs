@@ -1,6 +1,8 @@
-//! The init of the benchmark's peer: a VM whose root is a whole EROFS image on a virtio disk. It does for that
-//! disk what guest-init does for an image that streams, and no more: modules, an overlay with changes in memory,
+//! The init of the benchmark's peers: VMs whose root is a disk or a folder of the host's. It does for that root
+//! what guest-init does for an image that streams, and no more: modules, an overlay with changes in memory,
 //! switch root, and the command on the console.
+//!
+//! Its arguments, after `--` on the kernel command line: the file system, what it mounts, `run`, and the command.
 //!
 //! A package of its own because it is linked statically, and the other tests' dependencies need not be.
 
@@ -10,14 +12,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::mount::{MountFlags, mount, mount_move};
 
-/// The word of the kernel command line, after `--`, that the command to run follows. The kernel puts words that
-/// it does not know before it.
+/// The word that the command to run follows, and the two words of the root come before. The kernel puts words that
+/// it does not know before those.
 const COMMAND_FOLLOWS: &str = "run";
 
-/// Where the disk is mounted before it becomes the root.
+/// Where the root is mounted before it becomes it.
 const SYSROOT: &str = "/sysroot";
 
 /// Time for the host to read the last words before the machine is gone.
@@ -41,7 +43,12 @@ fn boot() -> Result<std::convert::Infallible> {
     for dir in ["/lower", "/changes"] {
         fs::create_dir_all(dir)?;
     }
-    mount("/dev/vda", "/lower", "erofs", MountFlags::RDONLY, c"").context("cannot mount the disk")?;
+    let words: Vec<String> = std::env::args().collect();
+    let run = words.iter().position(|word| word == COMMAND_FOLLOWS).context("no command on the kernel command line")?;
+    let (root, command) = (&words[..run], &words[run + 1..]);
+    let [.., kind, source] = root else { bail!("no root on the kernel command line") };
+    mount(source.as_str(), "/lower", kind.as_str(), MountFlags::RDONLY, c"")
+        .with_context(|| format!("cannot mount {source} as {kind}"))?;
     mount("tmpfs", "/changes", "tmpfs", MountFlags::empty(), c"mode=755").context("cannot mount a tmpfs")?;
     for dir in ["/changes/upper", "/changes/work"] {
         fs::create_dir(dir)?;
@@ -57,10 +64,9 @@ fn boot() -> Result<std::convert::Infallible> {
     rustix::process::chroot(".").context("cannot change root")?;
     std::env::set_current_dir("/")?;
 
-    let mut words = std::env::args().skip_while(|word| word != COMMAND_FOLLOWS).skip(1);
-    let program = words.next().context("no command follows on the kernel command line")?;
+    let (program, arguments) = command.split_first().context("no command on the kernel command line")?;
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let error = Command::new(&program).args(words).env_clear().env("PATH", path).env("HOME", "/root").exec();
+    let error = Command::new(program).args(arguments).env_clear().env("PATH", path).env("HOME", "/root").exec();
     Err(error).with_context(|| format!("cannot run {program}"))
 }
 

@@ -6,13 +6,17 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::boot::{self, lazyroot};
-use super::report::{Cell, Report};
+use super::inputs::{IMAGE, Inputs, lazyroot};
+use super::plan::Plan;
+use super::report::{Cell, Report, cache};
 use super::vm;
 use crate::{data, rootfs};
 
+/// The name of this part.
+pub const PART: &str = "launch";
+
 const WORKLOAD: &str = "launch to hypervisor start";
-const SMALL: &str = "lazyroot, 0.2 GB image";
+const SMALL: &str = "lazyroot, 0.6 GB image";
 const LARGE: &str = "lazyroot, 2 GB image";
 
 /// The large image's name in the benchmark's store.
@@ -24,33 +28,27 @@ const MORE_FILES: u64 = 1800;
 /// What the command in the VM says.
 const SAID: &str = "up";
 
-/// Samples of either image.
-const SAMPLES: usize = 11;
-
 /// Launches a small and a large image in turn.
 ///
 /// # Errors
 /// If an image cannot be made, or a launch fails twice.
-pub fn run(work: &Path, report: &mut Report) -> Result<()> {
-    boot::import()?;
-    import_large(work)?;
-    report.compare(WORKLOAD, SMALL);
+pub fn run(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
+    import_large(&inputs.work)?;
+    report.compare(PART, SMALL);
     // Whatever is cached per image or kernel is, after this.
-    for image in [boot::IMAGE, LARGE_IMAGE] {
-        vm::lazyroot_run(image, &["echo", SAID], SAID)?;
+    for image in [IMAGE, LARGE_IMAGE] {
+        vm::launch(image, &["echo", SAID], SAID)?;
     }
+    let mut images = [(SMALL, IMAGE), (LARGE, LARGE_IMAGE)];
     let mut most_written = [0, 0];
-    for round in 0..SAMPLES {
-        let mut images = [(SMALL, boot::IMAGE), (LARGE, LARGE_IMAGE)];
-        if round % 2 == 1 {
-            images.reverse();
-        }
+    for _ in 0..plan.samples {
+        fastrand::shuffle(&mut images);
         for (system, image) in images {
             let cell = cell(system);
-            let (_, said) = vm::twice_at_most(report, &cell, || vm::lazyroot_run(image, &["echo", SAID], SAID))?;
+            let said = vm::twice_at_most(report, &cell, || vm::launch(image, &["echo", SAID], SAID))?;
             let most = &mut most_written[usize::from(system == LARGE)];
             *most = said.disk_bytes_written.max(*most);
-            report.add(cell, said.hypervisor_started.as_secs_f64(), None);
+            report.add(&cell, said.hypervisor_started.as_secs_f64(), None);
         }
     }
     for (system, most) in [SMALL, LARGE].into_iter().zip(most_written) {
@@ -60,7 +58,7 @@ pub fn run(work: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn cell(system: &str) -> Cell {
-    Cell { workload: WORKLOAD.into(), cache: "warm", system: system.into() }
+    Cell::new(PART, WORKLOAD, cache::WARM, system)
 }
 
 /// Makes the large image: the test's Debian root and more.

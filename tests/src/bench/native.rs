@@ -1,187 +1,165 @@
-//! The native mount against a local composefs mount of the same image: the ceiling, since it reads the very same
-//! objects with no FUSE and no server in between.
+//! Mounts on this machine: the same tree, the same workloads, system after system.
+//!
+//! Every sample starts with a fresh mount, so what a guest would cache is cold. `all-cold` drops the host's caches
+//! before; what follows it is `cold`, for then the workload's content is in the host's page cache; `warm` is
+//! the same workload once more on the same mount.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+mod bench_fs;
+mod composefs;
+mod erofsfuse;
+mod lazyroot;
+mod mounted;
+mod nydus;
+mod squashfuse;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::Instant;
+use std::process::Command;
+use std::{fs, str};
 
 use anyhow::{Context, Result, ensure};
-use composefs::fsverity::Sha256HashValue;
-use composefs::mount::MountOptions;
-use composefs::repository::Repository;
-use lazyroot::home::Home;
-use lazyroot::serve::{Catalog, Endpoint, Listener, ServedImage, Server};
-use lazyroot::store::{Image, Store};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::report::{Cell, Report};
-use super::workloads::{self, LARGE_FILE, LARGE_SIZE};
-use crate::{data, given, rootfs};
+use super::inputs::{Inputs, SCRIPT};
+use super::plan::{Plan, drop_host_caches, title};
+use super::report::{Cell, Report, cache};
 
-/// The system that lazyroot is compared with.
-const CEILING: &str = "composefs";
+/// The name of this part.
+pub const PART: &str = "native";
 
-const IMAGE: &str = "bench";
-/// Cold and warm samples of every workload on every system.
-const SAMPLES: usize = 7;
+/// Payload bytes and requests.
+type Fetched = (u64, u64);
 
-/// Measures every workload on every system, in an order that differs from round to round.
-///
-/// # Errors
-/// If anything cannot be set up or a workload fails: a benchmark of what does not work is worth nothing.
-pub fn run(work: &Path, report: &mut Report) -> Result<()> {
-    let home = Home::open()?;
-    let store = Store::open(&home, None)?;
-    let image = match store.resolve(IMAGE) {
-        Ok(image) => image,
-        Err(_) => import(work)?,
-    };
-    let image = store.resolve(&image.id.to_string())?;
-    let bench = Bench::new(work, store, image)?;
-    workloads::ALL.iter().for_each(|workload| report.compare(workload.name, CEILING));
-    for round in 0..SAMPLES {
-        for (number, workload) in workloads::ALL.iter().enumerate() {
-            // Alternates who goes first, so that neither profits from a machine that warms up or slows down.
-            let mut systems = [System::Ceiling, System::Lazyroot];
-            if (round + number) % 2 == 1 {
-                systems.reverse();
-            }
-            for system in systems {
-                bench.sample(system, workload, report)?;
-            }
-        }
-        eprintln!("round {} of {SAMPLES} done", round + 1);
+/// Something that mounts the tree.
+trait System {
+    /// Mounts it at a folder.
+    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>>;
+
+    /// Whether content comes from the host's disk, so that dropping the host's caches means something.
+    fn reads_disk(&self) -> bool {
+        true
     }
-    Ok(())
+
+    /// Version, options, and what its image cost, for people.
+    fn about(&self) -> String;
 }
 
-#[derive(Clone, Copy)]
-enum System {
-    Ceiling,
-    Lazyroot,
-}
-
-/// Makes the image: the test's Debian root and one large file.
-fn import(work: &Path) -> Result<Image> {
-    let tree = work.join("tree");
-    if !tree.join(LARGE_FILE).exists() {
-        let status = Command::new("cp").arg("-a").arg(rootfs()).arg(&tree).status()?;
-        ensure!(status.success(), "cannot copy the root");
-        fs::create_dir(tree.join("bench"))?;
-        data::write_unique(&tree.join(LARGE_FILE), LARGE_SIZE, 0)?;
-    }
-    let source = format!("dir:{}", tree.display());
-    let lazyroot = given("LAZYROOT_TEST_BIN");
-    let status = Command::new(lazyroot).args(["image", "import", &source, "--name", IMAGE]).status()?;
-    ensure!(status.success(), "cannot import {source}");
-    Store::open(&Home::open()?, None)?.resolve(IMAGE)
-}
-
-struct Bench {
-    runtime: tokio::runtime::Runtime,
-    store: Store,
-    image: Image,
-    mountpoint: PathBuf,
-    socket: PathBuf,
-}
-
-impl Bench {
-    fn new(work: &Path, store: Store, image: Image) -> Result<Self> {
-        let mountpoint = work.join("mnt");
-        fs::create_dir_all(&mountpoint)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        Ok(Self { runtime, store, image, mountpoint, socket: work.join("server.sock") })
-    }
-
-    /// One cold and one warm sample.
-    fn sample(&self, system: System, workload: &workloads::Workload, report: &mut Report) -> Result<()> {
-        let (name, mount): (_, Box<dyn Mounted>) = match system {
-            System::Ceiling => (CEILING, Box::new(self.ceiling()?)),
-            System::Lazyroot => ("lazyroot", Box::new(self.lazyroot()?)),
-        };
-        for cache in ["cold", "warm"] {
-            let before = mount.fetched();
-            let start = Instant::now();
-            (workload.run)(&self.mountpoint)?;
-            let seconds = start.elapsed().as_secs_f64();
-            let fetched = mount.fetched().zip(before).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
-            let cell = Cell { workload: workload.name.into(), cache, system: name.into() };
-            report.add(cell, seconds, fetched);
-        }
-        Ok(())
-    }
-
-    fn ceiling(&self) -> Result<Composefs<'_>> {
-        let mut repository = Repository::<Sha256HashValue>::open_path(rustix::fs::CWD, self.store.path())?;
-        repository.set_insecure();
-        // By digest: by name composefs demands fs-verity of the file system.
-        repository.mount_at(&self.image.id.to_hex(), &self.mountpoint, &MountOptions::default())?;
-        Ok(Composefs(&self.mountpoint))
-    }
-
-    fn lazyroot(&self) -> Result<Lazy<'_>> {
-        let catalog = Catalog::of([ServedImage::open(&self.image, self.store.source())?]);
-        let server = Arc::new(Server::new(catalog, None, |_| ()));
-        let endpoint = Endpoint::Unix(self.socket.clone());
-        let task = {
-            let _guard = self.runtime.enter();
-            self.runtime.spawn(server.clone().serve(Listener::bind(&endpoint)?))
-        };
-        let mut child = Command::new(given("LAZYROOT_TEST_BIN"))
-            .args(["mount", "--foreground", "--connect", &endpoint.to_string(), IMAGE])
-            .arg(&self.mountpoint)
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
-        ensure!(line.trim_end() == "mounted", "lazyroot mount failed");
-        Ok(Lazy { bench: self, server, task, child })
-    }
-}
-
-/// A mounted system, unmounted when dropped.
+/// A mount, undone when dropped.
 trait Mounted {
     /// Payload bytes and requests so far, where a server counts them.
-    fn fetched(&self) -> Option<(u64, u64)>;
-}
-
-struct Composefs<'a>(&'a Path);
-
-impl Mounted for Composefs<'_> {
-    fn fetched(&self) -> Option<(u64, u64)> {
+    fn fetched(&self) -> Option<Fetched> {
         None
     }
 }
 
-impl Drop for Composefs<'_> {
-    fn drop(&mut self) {
-        rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::empty()).expect("the ceiling unmounts");
+/// How a system gets ready for an image; an error is the reason why it is absent.
+type Prepare = fn(&Inputs) -> Result<Box<dyn System>>;
+
+/// The systems. The first is the ceiling: the very same objects, with no FUSE and no server in between.
+const SYSTEMS: &[(&str, Prepare)] = &[
+    (composefs::NAME, composefs::prepare),
+    ("lazyroot", lazyroot::prepare),
+    ("naive data plane", bench_fs::naive),
+    ("FUSE from memory", bench_fs::memory),
+    ("FUSE from memory + socket", bench_fs::socket),
+    ("erofsfuse", erofsfuse::prepare),
+    ("squashfuse", squashfuse::prepare),
+    ("nydus", nydus::prepare),
+];
+
+/// Systems without which the others' figures mean nothing: these must run.
+const ESSENTIAL: &[&str] = &[composefs::NAME, "lazyroot"];
+
+/// The workloads of workloads.sh.
+const WORKLOADS: &[&str] = &["tar", "find", "python", "gcc", "sequential", "random"];
+
+/// Measures every workload on every system, in an order that differs from round to round.
+///
+/// # Errors
+/// If an essential system or a workload fails: a benchmark of what does not work is worth nothing.
+pub fn run(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
+    report.compare(PART, composefs::NAME);
+    let mut systems: Vec<(&str, Box<dyn System>)> = Vec::new();
+    for (name, prepare) in SYSTEMS.iter().filter(|(name, _)| *name == composefs::NAME || plan.has_system(name)) {
+        match prepare(inputs) {
+            Ok(system) => {
+                report.about(PART, name, &system.about());
+                systems.push((name, system));
+            }
+            Err(error) if ESSENTIAL.contains(name) => return Err(error.context(*name)),
+            Err(error) => report.about(PART, name, &format!("not run: {error:#}")),
+        }
+    }
+    let bench = Bench::new(inputs)?;
+    let workloads = plan.workloads(WORKLOADS);
+    let mut order: Vec<_> =
+        systems.iter().flat_map(|system| workloads.iter().map(move |name| (system, *name))).collect();
+    for round in 0..plan.samples {
+        fastrand::shuffle(&mut order);
+        for ((name, system), workload) in &order {
+            bench.sample(name, system.as_ref(), workload, report).with_context(|| format!("{workload} on {name}"))?;
+        }
+        eprintln!("native: round {} of {} done", round + 1, plan.samples);
+    }
+    Ok(())
+}
+
+struct Bench {
+    mountpoint: PathBuf,
+    script: PathBuf,
+}
+
+impl Bench {
+    fn new(inputs: &Inputs) -> Result<Self> {
+        let bench = Self { mountpoint: inputs.work.join("mnt"), script: inputs.work.join("workloads.sh") };
+        fs::create_dir_all(&bench.mountpoint)?;
+        fs::write(&bench.script, SCRIPT)?;
+        Ok(bench)
+    }
+
+    /// One sample in each state of the caches.
+    fn sample(&self, name: &str, system: &dyn System, workload: &str, report: &mut Report) -> Result<()> {
+        if system.reads_disk() {
+            drop_host_caches()?;
+            let mounted = system.mount(&self.mountpoint)?;
+            self.run(&*mounted, workload, &Cell::new(PART, title(PART, workload), cache::ALL_COLD, name), report)?;
+        }
+        let mounted = system.mount(&self.mountpoint)?;
+        for cache in [cache::COLD, cache::WARM] {
+            self.run(&*mounted, workload, &Cell::new(PART, title(PART, workload), cache, name), report)?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, mounted: &dyn Mounted, workload: &str, cell: &Cell, report: &mut Report) -> Result<()> {
+        // The compiler writes there; mounts are read-only.
+        let scratch = (workload == "gcc").then(|| Scratch::mount(self.mountpoint.join("tmp"))).transpose()?;
+        let before = mounted.fetched();
+        let mut command = Command::new("bash");
+        command.arg(&self.script).arg("mounted").arg(&self.mountpoint).arg(workload);
+        let output = command.output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        let said = str::from_utf8(&output.stdout)?;
+        let nanoseconds = said.split_ascii_whitespace().nth(3).and_then(|word| word.parse::<f64>().ok());
+        let seconds = nanoseconds.with_context(|| format!("no result in '{said}'"))? / 1e9;
+        let fetched = mounted.fetched().zip(before).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
+        drop(scratch);
+        report.add(cell, seconds, fetched);
+        Ok(())
     }
 }
 
-struct Lazy<'a> {
-    bench: &'a Bench,
-    server: Arc<Server>,
-    task: tokio::task::JoinHandle<()>,
-    child: Child,
-}
+/// A tmpfs, unmounted when dropped.
+struct Scratch(PathBuf);
 
-impl Mounted for Lazy<'_> {
-    fn fetched(&self) -> Option<(u64, u64)> {
-        let stats = self.server.stats().snapshot();
-        Some((stats.bytes, stats.requests))
+impl Scratch {
+    fn mount(at: PathBuf) -> Result<Self> {
+        mount("tmpfs", &at, "tmpfs", MountFlags::empty(), c"mode=1777").context("cannot mount a tmpfs")?;
+        Ok(Self(at))
     }
 }
 
-impl Drop for Lazy<'_> {
+impl Drop for Scratch {
     fn drop(&mut self) {
-        let flags = rustix::mount::UnmountFlags::empty();
-        rustix::mount::unmount(&self.bench.mountpoint, flags).expect("lazyroot unmounts");
-        self.child.wait().expect("the mount's process ends");
-        self.task.abort();
-        // Its socket is gone only when it is.
-        let _ = self.bench.runtime.block_on(&mut self.task);
+        unmount(&self.0, UnmountFlags::DETACH).expect("a tmpfs unmounts");
     }
 }

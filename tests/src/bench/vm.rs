@@ -1,95 +1,97 @@
-//! Starting VMs with a stopwatch.
+//! VMs with a stopwatch, and what they boot into.
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
+pub mod erofs;
+mod lazyroot;
+mod nbd;
+mod peer;
+mod session;
+pub mod squashfs;
+mod virtiofs;
 
-use anyhow::{Context, Result, bail, ensure};
-use lazyroot::vm::launch;
+use anyhow::Result;
+use lazyroot::launched;
 
+use super::inputs::Inputs;
+use super::plan::Plan;
 use super::report::{Cell, Report};
-use crate::given;
+pub use session::Session;
 
 /// Virtual CPUs of every measured VM.
 pub const CPUS: u32 = 1;
 /// Memory of every measured VM in MiB.
 pub const MEMORY_MIB: u32 = 1024;
 
-/// A VM that is not up after this long hangs: on an idle machine it takes a few seconds.
-const DEADLINE: Duration = Duration::from_secs(120);
-
-/// A process, killed when dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Fails only if it has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// What a VM boots into.
+#[derive(Clone, Copy, Debug)]
+pub enum Boot<'a> {
+    /// This command.
+    Command(&'a [&'a str]),
+    /// The image's init.
+    Init,
 }
 
-/// Runs `program` until a line of its standard output ends with `wanted` (a console may have something before it),
-/// then until it ends by itself if it is to; how long the line took, and the last line of its standard error.
-fn watch(program: &mut Command, wanted: &str, afterwards: Afterwards) -> Result<(Duration, String)> {
-    let begin = Instant::now();
-    let mut child = Killed(program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
-    let (lines, arrivals) = mpsc::channel();
-    let output = BufReader::new(child.0.stdout.take().expect("piped"));
-    thread::spawn(move || {
-        for line in output.split(b'\n').map_while(Result::ok) {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            if lines.send((begin.elapsed(), text)).is_err() {
-                return;
+/// A way to give a VM the tree as its root.
+pub trait System {
+    /// Starts a VM.
+    fn start(&self, boot: Boot<'_>) -> Result<Box<dyn Running>>;
+
+    /// Version, options, and what its image cost, for people.
+    fn about(&self) -> String;
+}
+
+/// A started VM. Dropping it ends it.
+pub trait Running {
+    /// Its output.
+    fn session(&mut self) -> &mut Session;
+
+    /// Processes on the host that serve it, by name: not the hypervisor.
+    fn servers(&self) -> Vec<(String, u32)>;
+
+    /// Ends it once the line that was waited for has arrived after `seconds`; from when the hypervisor started that
+    /// were, and payload bytes and requests, where somebody counted them.
+    fn end(self: Box<Self>, seconds: f64) -> Result<(f64, Option<(u64, u64)>)>;
+}
+
+/// How a system gets ready; an error is the reason why it is absent.
+type Prepare = fn(&Inputs) -> Result<Box<dyn System>>;
+
+/// The systems. The first is what the others are compared with.
+const SYSTEMS: &[(&str, Prepare)] = &[
+    (CEILING, erofs::prepare),
+    (LAZYROOT, lazyroot::prepare),
+    ("SquashFS on virtio-blk", squashfs::prepare),
+    ("EROFS over NBD", nbd::prepare),
+    ("virtiofsd", virtiofs::prepare),
+];
+
+/// What others are compared with: a ready-made disk.
+pub const CEILING: &str = "EROFS on virtio-blk";
+/// Ours.
+pub const LAZYROOT: &str = "lazyroot";
+
+/// The chosen systems, by name.
+///
+/// # Errors
+/// If one of the two that matter cannot run; the others are absent from the report then, with the reason.
+pub fn systems(
+    part: &str,
+    inputs: &Inputs,
+    plan: &Plan,
+    report: &mut Report,
+) -> Result<Vec<(&'static str, Box<dyn System>)>> {
+    report.compare(part, CEILING);
+    let mut systems = Vec::new();
+    for (name, prepare) in SYSTEMS.iter().filter(|(name, _)| *name == CEILING || plan.has_system(name)) {
+        match prepare(inputs) {
+            Ok(system) => {
+                report.about(part, name, &system.about());
+                systems.push((*name, system));
             }
+            Err(error) if [CEILING, LAZYROOT].contains(name) => return Err(error.context(*name)),
+            Err(error) => report.about(part, name, &format!("not run: {error:#}")),
         }
-    });
-    let mut last = String::new();
-    let time = loop {
-        match arrivals.recv_timeout(DEADLINE.saturating_sub(begin.elapsed())) {
-            Ok((time, line)) if line.ends_with(wanted) => break time,
-            Ok((_, line)) => last = line,
-            Err(RecvTimeoutError::Timeout) => bail!("no '{wanted}' within {DEADLINE:?}; the last line was '{last}'"),
-            Err(RecvTimeoutError::Disconnected) => {
-                let mut errors = String::new();
-                child.0.stderr.take().expect("piped").read_to_string(&mut errors)?;
-                bail!("it ended without '{wanted}'; the last line was '{last}': {errors}");
-            }
-        }
-    };
-    let mut errors = String::new();
-    if afterwards == Afterwards::Wait {
-        child.0.stderr.take().expect("piped").read_to_string(&mut errors)?;
-        let status = child.0.wait()?;
-        ensure!(status.success(), "it ended with {status}: {errors}");
     }
-    Ok((time, errors.lines().last().unwrap_or_default().to_owned()))
-}
-
-/// What happens to a process once it has said what was waited for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Afterwards {
-    Wait,
-    Kill,
-}
-
-/// Time from the start of `program` until it says `wanted`; it is killed then.
-pub fn time_to_line(program: &mut Command, wanted: &str) -> Result<Duration> {
-    watch(program, wanted, Afterwards::Kill).map(|(time, _)| time)
-}
-
-/// Runs a command in an emulated VM of `image`. Time from the hypervisor's start until the line `wanted` arrived
-/// here, and lazyroot's own report.
-pub fn lazyroot_run(image: &str, command: &[&str], wanted: &str) -> Result<(Duration, launch::Report)> {
-    let mut program = Command::new(given("LAZYROOT_TEST_BIN"));
-    program.args(["run", "--report=json", "--hypervisor", "qemu:tcg"]);
-    program.args(["--cpus", &CPUS.to_string(), "--memory", &MEMORY_MIB.to_string(), image, "--"]).args(command);
-    let (time, report) = watch(&mut program, wanted, Afterwards::Wait)?;
-    let report: launch::Report =
-        serde_json::from_str(&report).with_context(|| format!("lazyroot's report is '{report}'"))?;
-    Ok((time.saturating_sub(report.hypervisor_started), report))
+    Ok(systems)
 }
 
 /// Samples a VM; once more, with a note, if that fails. QEMU's emulation of a CPU with all features makes a
@@ -100,4 +102,9 @@ pub fn twice_at_most<T>(report: &mut Report, cell: &Cell, mut sample: impl FnMut
         report.note(cell, "a sample failed and was taken again");
         sample()
     })
+}
+
+/// lazyroot's own report of a VM of `image` in which `command` said `wanted`, run to its end.
+pub fn launch(image: &str, command: &[&str], wanted: &str) -> Result<::lazyroot::vm::launch::Report> {
+    launched(image, Boot::Command(command))?.finish(wanted)
 }

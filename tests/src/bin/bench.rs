@@ -1,32 +1,69 @@
-//! `make bench`: lazyroot against what it replaces, in one run, on real workloads: its data plane against a local
-//! composefs mount, its VMs against VMs with a ready-made disk, its launches against launches of a smaller image.
+//! `make bench`: lazyroot against what it replaces, in one run, on real workloads.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use clap::Parser;
+use lazyroot_tests::bench::inputs::Inputs;
+use lazyroot_tests::bench::machine::Machine;
+use lazyroot_tests::bench::plan::Plan;
 use lazyroot_tests::bench::report::Report;
-use lazyroot_tests::bench::{boot, launch, native};
+use lazyroot_tests::bench::{boot, guest, launch, native, raw};
 
-/// What is measured: a name, and what measures it with its files in a folder.
-type Part = (&'static str, fn(&Path, &mut Report) -> Result<()>);
+/// A part: its name, and what measures it.
+type Part = (&'static str, fn(&Inputs, &Plan, &mut Report) -> Result<()>);
 
-const PARTS: &[Part] = &[("native", native::run), ("boot", boot::run), ("launch", launch::run)];
+const PARTS: &[Part] = &[
+    (native::PART, native::run),
+    (guest::PART, guest::run),
+    (boot::PART, boot::run),
+    (launch::PART, launch::run),
+    (raw::PART, raw::run),
+];
+
+/// Measure lazyroot and what it is compared with
+#[derive(clap::Parser)]
+#[command(name = "bench")]
+struct Arguments {
+    /// Folder for results, and for what is kept between runs
+    folder: PathBuf,
+    /// Only this part: native, guest, boot, launch or raw; may be given several times
+    #[arg(long = "part", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(names()))]
+    parts: Vec<String>,
+    #[command(flatten)]
+    plan: Plan,
+    /// Keep what earlier runs measured of other workloads
+    #[arg(long)]
+    add: bool,
+    /// Keep what earlier runs measured of these workloads too: many short runs make one long one
+    #[arg(long)]
+    more: bool,
+    /// Measure nothing; write the last results into this folder of the book
+    #[arg(long, value_name = "FOLDER")]
+    docs: Option<PathBuf>,
+}
+
+fn names() -> Vec<&'static str> {
+    PARTS.iter().map(|(name, _)| *name).collect()
+}
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let out = arguments.next().context("usage: bench FOLDER [native|boot|launch]...; results go to FOLDER")?;
-    let chosen: Vec<String> = arguments.collect();
-    let unknown = chosen.iter().find(|name| PARTS.iter().all(|(part, _)| part != name));
-    ensure!(unknown.is_none(), "there is no part {unknown:?}");
-    let out = Path::new(&out);
-    std::fs::create_dir_all(out)?;
-    let mut report = Report::default();
+    let arguments = Arguments::parse();
+    if let Some(docs) = arguments.docs {
+        return Report::load(&arguments.folder)?.write_docs(&docs, &Machine::this());
+    }
+    let inputs = Inputs::prepare(&arguments.folder)?;
+    let mut measured = Report::default();
     for (name, run) in PARTS {
-        if chosen.is_empty() || chosen.iter().any(|other| other == name) {
-            run(out, &mut report).with_context(|| format!("the part {name}"))?;
+        if arguments.parts.is_empty() || arguments.parts.iter().any(|other| other == name) {
+            run(&inputs, &arguments.plan, &mut measured).with_context(|| format!("the part {name}"))?;
         }
     }
-    report.write(out)?;
-    print!("{}", report.table());
-    Ok(())
+    let mut report = if arguments.add || arguments.more { Report::load(&arguments.folder)? } else { Report::default() };
+    if !arguments.more {
+        report.forget(&measured);
+    }
+    report.merge(measured);
+    print!("{}", report.tables());
+    report.write(&arguments.folder)
 }

@@ -1,0 +1,82 @@
+//! `lazyroot run`.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use lazyroot::vm::launch;
+
+use super::{Boot, CPUS, MEMORY_MIB, Running, Session, System};
+use crate::bench::inputs::{IMAGE, Inputs};
+use crate::given;
+
+struct Lazyroot;
+
+/// It needs nothing but the image and the kernel, which are there.
+pub fn prepare(_: &Inputs) -> Result<Box<dyn System>> {
+    Ok(Box::new(Lazyroot))
+}
+
+impl System for Lazyroot {
+    fn start(&self, boot: Boot<'_>) -> Result<Box<dyn Running>> {
+        Ok(Box::new(launched(IMAGE, boot)?))
+    }
+
+    fn about(&self) -> String {
+        "lazyroot run; nothing was made beforehand but the image in the store; everything is verified".into()
+    }
+}
+
+/// Starts a VM of `image` in emulation.
+pub fn launched(image: &str, boot: Boot<'_>) -> Result<Launched> {
+    let mut program = Command::new(given("LAZYROOT_TEST_BIN"));
+    program.args(["run", "--report=json", "--hypervisor", "qemu:tcg"]);
+    program.args(["--cpus", &CPUS.to_string(), "--memory", &MEMORY_MIB.to_string(), image]);
+    if let Boot::Command(command) = boot {
+        program.arg("--").args(command);
+    }
+    Ok(Launched(Session::start(&mut program)?))
+}
+
+/// A VM of lazyroot's.
+pub struct Launched(Session);
+
+impl Launched {
+    /// Waits for a line, and for the end; lazyroot's own report.
+    pub fn finish(mut self, wanted: &str) -> Result<launch::Report> {
+        self.0.until(wanted)?;
+        self.report()
+    }
+
+    fn report(self) -> Result<launch::Report> {
+        let errors = self.0.finish()?;
+        let report = errors.lines().last().unwrap_or_default();
+        serde_json::from_str(report).with_context(|| format!("lazyroot's report is '{report}'"))
+    }
+}
+
+impl Running for Launched {
+    fn session(&mut self) -> &mut Session {
+        &mut self.0
+    }
+
+    fn servers(&self) -> Vec<(String, u32)> {
+        let pid = self.0.pid();
+        let of_thread = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let children: Vec<String> = threads.map(of_thread).collect();
+        let children =
+            children.iter().flat_map(|list| list.split_ascii_whitespace()).filter_map(|pid| pid.parse().ok());
+        let is_device = |pid: &u32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("vhost-device"))
+        };
+        let devices = children.filter(is_device).map(|pid| ("vhost-device-vsock".to_owned(), pid));
+        [("lazyroot".to_owned(), pid)].into_iter().chain(devices).collect()
+    }
+
+    fn end(self: Box<Self>, seconds: f64) -> Result<(f64, Option<(u64, u64)>)> {
+        let report = self.report()?;
+        let seconds = seconds - report.hypervisor_started.as_secs_f64();
+        Ok((seconds, Some((report.served.bytes, report.served.requests))))
+    }
+}
