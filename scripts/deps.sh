@@ -131,7 +131,7 @@ macos)
     ;;
 bench)
     need_rust
-    # Some minutes of compiling, and cargo_tool leaves nothing behind that failed; without it the report says so.
+    # Some minutes of compiling. Where that fails the benchmark says so and goes on.
     cargo_tool nydus-rs 2.2.0 || echo "the benchmark goes without nydus" >&2
     ;;
 test | lint)

@@ -35,7 +35,7 @@ has_target() { # TRIPLE
 cargo_tool() { # NAME VERSION
     [ -e "$tools/.$1-$2" ] && return
     echo "installing $1 $2 into $tools ..." >&2
-    CARGO_TARGET_DIR=$tools/build-$1 cargo install "$1" --version "$2" --locked --force --root "$tools"
+    CARGO_TARGET_DIR=$tools/build-$1 cargo install "$1" --version "$2" --locked --force --root "$tools" || return
     rm -rf "$tools/build-$1"
     touch "$tools/.$1-$2"
 }

@@ -47,6 +47,10 @@ pub fn run(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
     for round in 0..plan.samples {
         fastrand::shuffle(&mut order);
         for (workload, (name, system)) in &order {
+            if let Err(error) = system.learn(workload.boot) {
+                report.about(PART, name, &format!("not run: {error:#}"));
+                continue;
+            }
             for cache in [cache::ALL_COLD, cache::COLD] {
                 let cell = Cell::new(PART, title(workload.name), cache, name);
                 let (seconds, fetched) = vm::twice_at_most(report, &cell, || {

@@ -31,8 +31,13 @@ type Fetched = (u64, u64);
 
 /// Something that mounts the tree.
 trait System {
-    /// Mounts it at a folder.
-    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>>;
+    /// Mounts it at a folder, for a workload.
+    fn mount(&self, at: &Path, workload: &str) -> Result<Box<dyn Mounted>>;
+
+    /// Called before a workload is sampled: for systems that learn from what was read before.
+    fn learn(&self, _at: &Path, _workload: &str) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether content comes from the host's disk, so that dropping the host's caches means something.
     fn reads_disk(&self) -> bool {
@@ -57,7 +62,8 @@ type Prepare = fn(&Inputs) -> Result<Box<dyn System>>;
 /// The systems. The first is the ceiling: the very same objects, with no FUSE and no server in between.
 const SYSTEMS: &[(&str, Prepare)] = &[
     (composefs::NAME, composefs::prepare),
-    ("lazyroot", lazyroot::prepare),
+    ("lazyroot", lazyroot::without_profile),
+    ("lazyroot with profile", lazyroot::with_profile),
     ("naive data plane", bench_fs::naive),
     ("FUSE from memory", bench_fs::memory),
     ("FUSE from memory + socket", bench_fs::socket),
@@ -105,25 +111,27 @@ pub fn run(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
 
 struct Bench {
     mountpoint: PathBuf,
-    script: PathBuf,
 }
 
 impl Bench {
     fn new(inputs: &Inputs) -> Result<Self> {
-        let bench = Self { mountpoint: inputs.work.join("mnt"), script: inputs.work.join("workloads.sh") };
+        let bench = Self { mountpoint: inputs.work.join("mnt") };
         fs::create_dir_all(&bench.mountpoint)?;
-        fs::write(&bench.script, SCRIPT)?;
         Ok(bench)
     }
 
     /// One sample in each state of the caches.
     fn sample(&self, name: &str, system: &dyn System, workload: &str, report: &mut Report) -> Result<()> {
+        if let Err(error) = system.learn(&self.mountpoint, workload) {
+            report.about(PART, name, &format!("not run: {error:#}"));
+            return Ok(());
+        }
         if system.reads_disk() {
             drop_host_caches()?;
-            let mounted = system.mount(&self.mountpoint)?;
+            let mounted = system.mount(&self.mountpoint, workload)?;
             self.run(&*mounted, workload, &Cell::new(PART, title(PART, workload), cache::ALL_COLD, name), report)?;
         }
-        let mounted = system.mount(&self.mountpoint)?;
+        let mounted = system.mount(&self.mountpoint, workload)?;
         for cache in [cache::COLD, cache::WARM] {
             self.run(&*mounted, workload, &Cell::new(PART, title(PART, workload), cache, name), report)?;
         }
@@ -131,21 +139,23 @@ impl Bench {
     }
 
     fn run(&self, mounted: &dyn Mounted, workload: &str, cell: &Cell, report: &mut Report) -> Result<()> {
-        // The compiler writes there; mounts are read-only.
-        let scratch = (workload == "gcc").then(|| Scratch::mount(self.mountpoint.join("tmp"))).transpose()?;
         let before = mounted.fetched();
-        let mut command = Command::new("bash");
-        command.arg(&self.script).arg("mounted").arg(&self.mountpoint).arg(workload);
-        let output = command.output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
-        let said = str::from_utf8(&output.stdout)?;
-        let nanoseconds = said.split_ascii_whitespace().nth(3).and_then(|word| word.parse::<f64>().ok());
-        let seconds = nanoseconds.with_context(|| format!("no result in '{said}'"))? / 1e9;
+        let seconds = run_workload(&self.mountpoint, workload)?;
         let fetched = mounted.fetched().zip(before).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
-        drop(scratch);
         report.add(cell, seconds, fetched);
         Ok(())
     }
+}
+
+/// Runs a workload on the tree mounted at a folder; what it took in seconds.
+fn run_workload(at: &Path, workload: &str) -> Result<f64> {
+    // The compiler writes there; mounts are read-only.
+    let _scratch = (workload == "gcc").then(|| Scratch::mount(at.join("tmp"))).transpose()?;
+    let output = Command::new("bash").args(["-c", SCRIPT, "workloads.sh", "mounted"]).arg(at).arg(workload).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    let said = str::from_utf8(&output.stdout)?;
+    let nanoseconds = said.split_ascii_whitespace().nth(3).and_then(|word| word.parse::<f64>().ok());
+    Ok(nanoseconds.with_context(|| format!("no result in '{said}'"))? / 1e9)
 }
 
 /// A tmpfs, unmounted when dropped.

@@ -359,7 +359,7 @@ impl Report {
     fn plots(&self) -> Vec<(String, String)> {
         let rows = self.rows();
         let plot = |(part, ceiling): (&String, &String)| {
-            let rows = rows.iter().filter(|row| &row.part == part && row.cache == cache::COLD);
+            let rows = rows.iter().filter(|row| row.part == part && row.cache == cache::COLD);
             let bars: Vec<_> = rows
                 .filter_map(|row| {
                     let (median, ratio) = (row.unit.show(row.median?), row.ratio_to_ceiling?);

@@ -11,6 +11,7 @@ mod virtiofs;
 use anyhow::Result;
 use lazyroot::launched;
 
+use super::guest;
 use super::inputs::Inputs;
 use super::plan::Plan;
 use super::report::{Cell, Report};
@@ -35,6 +36,11 @@ pub trait System {
     /// Starts a VM.
     fn start(&self, boot: Boot<'_>) -> Result<Box<dyn Running>>;
 
+    /// Called before a boot is sampled: for systems that learn from what was read before.
+    fn learn(&self, _boot: Boot<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// Version, options, and what its image cost, for people.
     fn about(&self) -> String;
 }
@@ -58,7 +64,8 @@ type Prepare = fn(&Inputs) -> Result<Box<dyn System>>;
 /// The systems. The first is what the others are compared with.
 const SYSTEMS: &[(&str, Prepare)] = &[
     (CEILING, erofs::prepare),
-    (LAZYROOT, lazyroot::prepare),
+    (LAZYROOT, lazyroot::without_profile),
+    (WITH_PROFILE, lazyroot::with_profile),
     ("SquashFS on virtio-blk", squashfs::prepare),
     ("EROFS over NBD", nbd::prepare),
     ("virtiofsd", virtiofs::prepare),
@@ -67,7 +74,9 @@ const SYSTEMS: &[(&str, Prepare)] = &[
 /// What others are compared with: a ready-made disk.
 pub const CEILING: &str = "EROFS on virtio-blk";
 /// Ours.
-pub const LAZYROOT: &str = "lazyroot";
+const LAZYROOT: &str = "lazyroot";
+/// Ours, with a profile: for boots alone, since it is of a boot and its pages are dropped with the guest's caches.
+const WITH_PROFILE: &str = "lazyroot with profile";
 
 /// The chosen systems, by name.
 ///
@@ -81,13 +90,15 @@ pub fn systems(
 ) -> Result<Vec<(&'static str, Box<dyn System>)>> {
     report.compare(part, CEILING);
     let mut systems = Vec::new();
-    for (name, prepare) in SYSTEMS.iter().filter(|(name, _)| *name == CEILING || plan.has_system(name)) {
+    let takes_part =
+        |name: &str| name == CEILING || plan.has_system(name) && (part, name) != (guest::PART, WITH_PROFILE);
+    for (name, prepare) in SYSTEMS.iter().filter(|(name, _)| takes_part(name)) {
         match prepare(inputs) {
             Ok(system) => {
                 report.about(part, name, &system.about());
                 systems.push((*name, system));
             }
-            Err(error) if [CEILING, LAZYROOT].contains(name) => return Err(error.context(*name)),
+            Err(error) if [CEILING, LAZYROOT, WITH_PROFILE].contains(name) => return Err(error.context(*name)),
             Err(error) => report.about(part, name, &format!("not run: {error:#}")),
         }
     }

@@ -27,7 +27,7 @@ pub fn memory(_: &Inputs) -> Result<Box<dyn System>> {
 }
 
 impl System for Memory {
-    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>> {
+    fn mount(&self, at: &Path, _workload: &str) -> Result<Box<dyn Mounted>> {
         Ok(Box::new(Served::start(command(&["mount", "memory", &at.to_string_lossy(), IMAGE]), at)?))
     }
 
@@ -57,7 +57,7 @@ pub fn socket(inputs: &Inputs) -> Result<Box<dyn System>> {
 }
 
 impl System for Socket {
-    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>> {
+    fn mount(&self, at: &Path, _workload: &str) -> Result<Box<dyn Mounted>> {
         let source = format!("socket={}", self.address);
         Ok(Box::new(Served::start(command(&["mount", &source, &at.to_string_lossy(), IMAGE]), at)?))
     }
@@ -79,8 +79,8 @@ pub fn naive(inputs: &Inputs) -> Result<Box<dyn System>> {
 }
 
 impl System for Naive {
-    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>> {
-        let server = self.0.start()?;
+    fn mount(&self, at: &Path, _workload: &str) -> Result<Box<dyn Mounted>> {
+        let server = self.0.start(None)?;
         let source = server.endpoint.to_string().replacen("unix:", "naive=", 1);
         let _mount = Served::start(command(&["mount", &source, &at.to_string_lossy(), IMAGE]), at)?;
         Ok(Box::new(Lazy { _mount, server }))

@@ -26,7 +26,7 @@ pub fn prepare(inputs: &Inputs) -> Result<Box<dyn System>> {
 }
 
 impl System for Composefs {
-    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>> {
+    fn mount(&self, at: &Path, _workload: &str) -> Result<Box<dyn Mounted>> {
         self.repository.mount_at(&self.image, at, &MountOptions::default())?;
         Ok(Box::new(Mount(at.to_owned())))
     }

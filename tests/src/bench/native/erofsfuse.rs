@@ -23,7 +23,7 @@ pub fn prepare(inputs: &Inputs) -> Result<Box<dyn System>> {
 }
 
 impl System for Erofsfuse {
-    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>> {
+    fn mount(&self, at: &Path, _workload: &str) -> Result<Box<dyn Mounted>> {
         let mut command = peers::program("usr/bin/erofsfuse")?;
         command.args(["-f", "-o", "ro,allow_other,dev,suid"]).arg(&self.image).arg(at);
         Ok(Box::new(Served::start(command, at)?))

@@ -1,33 +1,35 @@
 //! `lazyroot mount`, reading from a server in a process of its own: ours, which counts.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lazyroot::serve::{Catalog, Endpoint, Listener, ServedImage, Server};
-use lazyroot::store::Image;
+use lazyroot::store::{Image, ObjectSource, Profile, ProfileFile};
 
 use super::mounted::Served;
-use super::{Fetched, Inputs, Mounted, System};
+use super::{Fetched, Inputs, Mounted, System, run_workload};
 use crate::bench::inputs::IMAGE;
 use crate::given;
 
-struct Lazyroot {
-    serving: Serving,
-}
+/// How long a server may take to write down what a guest has read.
+const PROFILE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Gets a server ready.
-pub fn prepare(inputs: &Inputs) -> Result<Box<dyn System>> {
-    Ok(Box::new(Lazyroot { serving: Serving::new(inputs)? }))
+struct Lazyroot(Serving);
+
+/// Every mount is the first.
+pub fn without_profile(inputs: &Inputs) -> Result<Box<dyn System>> {
+    Ok(Box::new(Lazyroot(Serving::new(inputs)?)))
 }
 
 impl System for Lazyroot {
-    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>> {
-        let server = self.serving.start()?;
-        let mut command = Command::new(given("LAZYROOT_TEST_BIN"));
-        command.args(["mount", "--foreground", "--connect", &server.endpoint.to_string(), IMAGE]).arg(at);
-        Ok(Box::new(Lazy { _mount: Served::start(command, at)?, server }))
+    fn mount(&self, at: &Path, _workload: &str) -> Result<Box<dyn Mounted>> {
+        Ok(Box::new(mount(self.0.start(None)?, at)?))
     }
 
     fn about(&self) -> String {
@@ -35,11 +37,68 @@ impl System for Lazyroot {
     }
 }
 
+struct WithProfile {
+    serving: Serving,
+    file: ProfileFile,
+    /// By workload.
+    profiles: RefCell<HashMap<String, Profile>>,
+}
+
+/// A mount before this one did the same.
+pub fn with_profile(inputs: &Inputs) -> Result<Box<dyn System>> {
+    let file = inputs.store.profile(&inputs.image.id);
+    Ok(Box::new(WithProfile { serving: Serving::new(inputs)?, file, profiles: RefCell::default() }))
+}
+
+impl System for WithProfile {
+    fn mount(&self, at: &Path, workload: &str) -> Result<Box<dyn Mounted>> {
+        match self.profiles.borrow().get(workload) {
+            Some(profile) => self.file.write(profile)?,
+            None => bail!("no profile of {workload} was recorded"),
+        }
+        Ok(Box::new(mount(self.serving.start(Some(self.file.clone()))?, at)?))
+    }
+
+    fn learn(&self, at: &Path, workload: &str) -> Result<()> {
+        if self.profiles.borrow().contains_key(workload) {
+            return Ok(());
+        }
+        self.file.remove()?;
+        let Lazy { _mount, server } = mount(self.serving.start(Some(self.file.clone()))?, at)?;
+        run_workload(at, workload)?;
+        drop(_mount);
+        let begin = Instant::now();
+        let profile = loop {
+            match self.file.read() {
+                Some(profile) => break profile,
+                // There is nothing to learn from who reads nothing.
+                None if server.server.stats().snapshot().objects == 0 => break Profile::default(),
+                None if begin.elapsed() > PROFILE_DEADLINE => bail!("no profile of {workload} was written"),
+                None => thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        drop(server);
+        self.profiles.borrow_mut().insert(workload.to_owned(), profile);
+        Ok(())
+    }
+
+    fn about(&self) -> String {
+        "the same, after a mount on which the same workload ran".into()
+    }
+}
+
+/// Mounts the image from a server.
+fn mount(server: Running, at: &Path) -> Result<Lazy> {
+    let mut command = Command::new(given("LAZYROOT_TEST_BIN"));
+    command.args(["mount", "--foreground", "--connect", &server.endpoint.to_string(), IMAGE]).arg(at);
+    Ok(Lazy { _mount: Served::start(command, at)?, server })
+}
+
 /// What servers of the image have in common.
 pub struct Serving {
     runtime: tokio::runtime::Runtime,
     image: Image,
-    source: Arc<dyn lazyroot::store::ObjectSource>,
+    source: Arc<dyn ObjectSource>,
     socket: PathBuf,
 }
 
@@ -55,9 +114,14 @@ impl Serving {
         })
     }
 
-    /// Starts a server, which ends when dropped.
-    pub fn start(&self) -> Result<Running> {
-        let catalog = Catalog::of([ServedImage::open(&self.image, self.source.clone())?]);
+    /// Starts a server, which ends when dropped, with a profile perhaps.
+    pub fn start(&self, profile: Option<ProfileFile>) -> Result<Running> {
+        let image = ServedImage::open(&self.image, self.source.clone())?;
+        let image = match profile {
+            Some(profile) => image.with_profile(profile),
+            None => image,
+        };
+        let catalog = Catalog::of([image]);
         let server = Arc::new(Server::new(catalog, None, |_| ()));
         let endpoint = Endpoint::Unix(self.socket.clone());
         let task = {

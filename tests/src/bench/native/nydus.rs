@@ -81,7 +81,7 @@ fn mount(image: &Path, at: &Path) -> Result<Served> {
 }
 
 impl System for Nydus {
-    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>> {
+    fn mount(&self, at: &Path, _workload: &str) -> Result<Box<dyn Mounted>> {
         Ok(Box::new(mount(&self.image, at)?))
     }
 

@@ -27,7 +27,7 @@ pub fn prepare(inputs: &Inputs) -> Result<Box<dyn System>> {
 const PROGRAM: &str = "usr/bin/squashfuse_ll";
 
 impl System for Squashfuse {
-    fn mount(&self, at: &Path) -> Result<Box<dyn Mounted>> {
+    fn mount(&self, at: &Path, _workload: &str) -> Result<Box<dyn Mounted>> {
         let mut command = peers::program(PROGRAM)?;
         command.args(["-f", "-o", "ro,allow_other,dev,suid"]).arg(&self.image).arg(at);
         Ok(Box::new(Served::start(command, at)?))

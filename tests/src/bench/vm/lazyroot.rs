@@ -1,29 +1,71 @@
 //! `lazyroot run`.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use lazyroot::store::{Profile, ProfileFile};
 use lazyroot::vm::launch;
 
 use super::{Boot, CPUS, MEMORY_MIB, Running, Session, System};
 use crate::bench::inputs::{IMAGE, Inputs};
 use crate::given;
 
-struct Lazyroot;
+struct Lazyroot {
+    file: ProfileFile,
+}
 
-/// It needs nothing but the image and the kernel, which are there.
-pub fn prepare(_: &Inputs) -> Result<Box<dyn System>> {
-    Ok(Box::new(Lazyroot))
+/// Every boot is the first.
+pub fn without_profile(inputs: &Inputs) -> Result<Box<dyn System>> {
+    Ok(Box::new(Lazyroot { file: inputs.store.profile(&inputs.image.id) }))
 }
 
 impl System for Lazyroot {
     fn start(&self, boot: Boot<'_>) -> Result<Box<dyn Running>> {
+        self.file.remove()?;
         Ok(Box::new(launched(IMAGE, boot)?))
     }
 
     fn about(&self) -> String {
         "lazyroot run; nothing was made beforehand but the image in the store; everything is verified".into()
+    }
+}
+
+struct WithProfile {
+    file: ProfileFile,
+    /// By what was booted into.
+    profiles: RefCell<HashMap<String, Profile>>,
+}
+
+/// A boot before this one did the same.
+pub fn with_profile(inputs: &Inputs) -> Result<Box<dyn System>> {
+    Ok(Box::new(WithProfile { file: inputs.store.profile(&inputs.image.id), profiles: RefCell::default() }))
+}
+
+impl System for WithProfile {
+    fn start(&self, boot: Boot<'_>) -> Result<Box<dyn Running>> {
+        match self.profiles.borrow().get(&format!("{boot:?}")) {
+            Some(profile) => self.file.write(profile)?,
+            None => bail!("no profile of this boot was recorded"),
+        }
+        Ok(Box::new(launched(IMAGE, boot)?))
+    }
+
+    fn learn(&self, boot: Boot<'_>) -> Result<()> {
+        let key = format!("{boot:?}");
+        if !self.profiles.borrow().contains_key(&key) {
+            self.file.remove()?;
+            launched(IMAGE, boot)?.report()?;
+            let profile = self.file.read().context("lazyroot wrote no profile of a boot")?;
+            self.profiles.borrow_mut().insert(key, profile);
+        }
+        Ok(())
+    }
+
+    fn about(&self) -> String {
+        "the same, after a boot into the same".into()
     }
 }
 

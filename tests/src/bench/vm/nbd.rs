@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::System;
-use super::peer::{self, Root};
+use super::peer::{self, Root, Server};
 use crate::bench::inputs::Inputs;
 use crate::bench::peers;
 
@@ -26,7 +26,7 @@ pub fn prepare(inputs: &Inputs) -> Result<Box<dyn System>> {
         mount: ("erofs", "/dev/vda"),
         modules: super::erofs::MODULES,
         device: peer::drive(&format!("driver=nbd,server.type=unix,server.path={}", socket.display())),
-        server: Some((Box::new(command), socket)),
+        server: Some(Server { command: Box::new(command), socket }),
         about: format!("{version}, serving the same image"),
     };
     peer::prepare(inputs, root)

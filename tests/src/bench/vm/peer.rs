@@ -3,8 +3,9 @@
 //! Kernel, QEMU's options, memory and kernel command line are lazyroot's own; the initramfs has the same form, with
 //! the modules for that root and a minimal init (tests/peer-init), which puts the same overlay in memory over it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
@@ -32,10 +33,18 @@ pub struct Root {
     pub modules: &'static [Module],
     /// QEMU's arguments for the device.
     pub device: Vec<String>,
-    /// Starts a process that serves the device, if there is one; it makes the socket at the path.
-    pub server: Option<(Box<dyn Fn() -> Result<Command>>, std::path::PathBuf)>,
+    /// What serves the device, if it is no file.
+    pub server: Option<Server>,
     /// For people.
     pub about: String,
+}
+
+/// A process that serves a device.
+pub struct Server {
+    /// Its command line.
+    pub command: Box<dyn Fn() -> Result<Command>>,
+    /// The socket that it makes.
+    pub socket: PathBuf,
 }
 
 /// What every peer needs.
@@ -91,7 +100,7 @@ pub fn prepare(inputs: &Inputs, root: Root) -> Result<Box<dyn System>> {
 
 impl System for Peer {
     fn start(&self, boot: Boot<'_>) -> Result<Box<dyn Running>> {
-        let server = self.root.server.as_ref().map(|(command, socket)| serve(&mut command()?, socket)).transpose()?;
+        let server = self.root.server.as_ref().map(serve).transpose()?;
         let mut words = vec![format!("console={} panic=-1", self.qemu.console_device()), self.qemu.cmdline()];
         let (kind, source) = self.root.mount;
         words.push(format!("-- {kind} {source} run"));
@@ -113,16 +122,17 @@ impl System for Peer {
 }
 
 /// Starts a server and waits for its socket.
-fn serve(command: &mut Command, socket: &Path) -> Result<Killed> {
-    let _ = fs::remove_file(socket);
-    let mut server = Killed(command.spawn()?);
-    while !socket.exists() {
-        if let Some(status) = server.0.try_wait()? {
+fn serve(server: &Server) -> Result<Killed> {
+    let mut command = (server.command)()?;
+    let _ = fs::remove_file(&server.socket);
+    let mut process = Killed(command.spawn()?);
+    while !server.socket.exists() {
+        if let Some(status) = process.0.try_wait()? {
             bail!("{command:?} ended with {status}");
         }
-        thread::sleep(std::time::Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(2));
     }
-    Ok(server)
+    Ok(process)
 }
 
 struct Started {

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use anyhow::Result;
 
 use super::System;
-use super::peer::{self, Root};
+use super::peer::{self, Root, Server};
 use crate::bench::inputs::Inputs;
 use crate::bench::peers;
 
@@ -39,7 +39,7 @@ pub fn prepare(inputs: &Inputs) -> Result<Box<dyn System>> {
         mount: ("virtiofs", "tree"),
         modules: &[("virtiofs", "its file system")],
         device,
-        server: Some((Box::new(command), socket)),
+        server: Some(Server { command: Box::new(command), socket }),
         about: format!("{version} {}, serving the unpacked tree", OPTIONS[..3].join(" ")),
     };
     peer::prepare(inputs, root)
