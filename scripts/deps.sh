@@ -17,8 +17,8 @@ packages() {
     image) echo mmdebstrap debian-archive-keyring ca-certificates ;;
     run) ;;
     # skopeo reads registries and containers-storage; fsverity and erofs-utils are what we compare ourselves with.
-    # The client is for 'lazyroot ssh'; the last two are what virtiofsd is built with.
-    test) echo skopeo docker-registry busybox-static fsverity erofs-utils openssh-client libcap-ng-dev libseccomp-dev ;;
+    # The client is for 'lazyroot ssh', the server for ssh:// upstreams; the last two are what virtiofsd is built with.
+    test) echo skopeo docker-registry busybox-static fsverity erofs-utils openssh-client openssh-server libcap-ng-dev libseccomp-dev ;;
     # What cross-builds guest-init is asked for where it is known whether it is needed.
     arm64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross mmdebstrap debian-archive-keyring ca-certificates ;;
     macos) echo python3-venv ;;
@@ -150,6 +150,8 @@ run | test | bench)
     if [ "$1" = test ] || ! [ -w /dev/vhost-vsock ]; then
         cargo_tool vhost-device-vsock 0.3.0
     fi
+    # A real S3 server; the last version that our oldest Rust can build.
+    [ "$1" = run ] || cargo_tool s3s-fs 0.12.0 --features binary
     ;;
 esac
 

@@ -32,12 +32,14 @@ has_target() { # TRIPLE
 }
 
 # `cargo install`s a program of that very version into target/tools, unless it is there.
-cargo_tool() { # NAME VERSION
+cargo_tool() { # NAME VERSION [OPTION OF CARGO INSTALL]...
     [ -e "$tools/.$1-$2" ] && return
     echo "installing $1 $2 into $tools ..." >&2
-    CARGO_TARGET_DIR=$tools/build-$1 cargo install "$1" --version "$2" --locked --force --root "$tools" || return
-    rm -rf "$tools/build-$1"
-    touch "$tools/.$1-$2"
+    name=$1 version=$2
+    shift 2
+    CARGO_TARGET_DIR=$tools/build-$name cargo install "$name" --version "$version" "$@" --locked --force --root "$tools" || return
+    rm -rf "$tools/build-$name"
+    touch "$tools/.$name-$version"
 }
 
 # Where the programs look for each other. The daemon is only there if the kernel has no vhost_vsock for us.
@@ -54,5 +56,7 @@ give_tests_their_inputs() {
     LAZYROOT_TEST_ROOTFS=$demo/rootfs
     LAZYROOT_TEST_KERNEL_DEB=$(ls "$demo"/linux-image-*.deb)
     LAZYROOT_TEST_BIN=$target/release/lazyroot
+    LAZYROOT_TEST_S3=$tools/bin/s3s-fs
+    export LAZYROOT_TEST_S3
     export LAZYROOT_TEST_ROOTFS LAZYROOT_TEST_KERNEL_DEB LAZYROOT_TEST_BIN
 }

@@ -17,8 +17,8 @@ pub mod kind {
     pub const OBJECT: u8 = 0x12;
     pub const OBJECT_LEAVES: u8 = 0x13;
     pub const COMPRESSION: u8 = 0x14;
-    pub const IMAGE: u8 = 0xb0;
-    pub const PACKED: u8 = 0xb1;
+    pub const IMAGE: u8 = 0xc0;
+    pub const PACKED: u8 = 0xc1;
 }
 
 /// A range of an object.

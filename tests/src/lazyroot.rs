@@ -23,6 +23,7 @@ impl Lazyroot {
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(crate::given("LAZYROOT_TEST_BIN"));
         command.env("LAZYROOT_HOME", self.home()).env_remove("LAZYROOT_STORE").env_remove("XDG_RUNTIME_DIR");
+        command.env("XDG_CONFIG_HOME", self.home().join("config")).env_remove("LAZYROOT_SSH");
         command.args(arguments);
         command
     }
@@ -56,6 +57,14 @@ impl Lazyroot {
         errors
     }
 
+    /// Writes its `config.toml`.
+    pub fn configure(&self, text: &str) {
+        let dir = self.home().join("config/lazyroot");
+        std::fs::create_dir_all(&dir)
+            .and_then(|()| std::fs::write(dir.join("config.toml"), text))
+            .expect("home is ours");
+    }
+
     /// Imports a directory under a name.
     pub fn import(&self, dir: &Path, name: &str) {
         self.ok(["image", "import", &format!("dir:{}", dir.display()), "--name", name]);
@@ -81,10 +90,15 @@ impl Lazyroot {
 
     /// Mounts an image at a fresh folder.
     pub fn mount(&self, image: &str, options: &[&str]) -> Mount<'_> {
+        self.mount_with(image, options, &[])
+    }
+
+    /// Mounts an image at a fresh folder, with variables in the mount's environment.
+    pub fn mount_with(&self, image: &str, options: &[&str], variables: &[(&str, &str)]) -> Mount<'_> {
         let dir = TempDir::with_prefix("lr").expect("a folder for temporary files");
         let arguments = ["mount", image].into_iter().chain(options.iter().copied());
         let mut command = self.command(arguments);
-        command.arg(dir.path());
+        command.arg(dir.path()).envs(variables.iter().copied());
         let output = command.output().expect("the lazyroot program starts");
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         Mount { lazyroot: self, dir }
@@ -96,9 +110,31 @@ impl Lazyroot {
         self.serve_at(&format!("unix:{}", socket.display()), socket)
     }
 
+    /// Starts an object server with further options.
+    pub fn serve_with(&self, options: &[&str]) -> Server {
+        let socket = self.home().join("server.sock");
+        self.start_server(&format!("unix:{}", socket.display()), socket, options)
+    }
+
+    /// Starts a server for other lazyroots.
+    pub fn serve_peers(&self) -> Peer {
+        let socket = self.home().join("peer.sock");
+        let upstream = format!("unix:{}", socket.display());
+        let mut child = self.command(["serve", "--peer", &upstream]).stdout(Stdio::piped()).spawn().expect("it starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the server says something");
+        assert_eq!(line.trim_end(), format!("listening on {upstream} for other lazyroots"));
+        Peer { child, upstream, socket }
+    }
+
     /// Starts an object server that listens on `endpoint`, which is the unix socket `socket`.
     pub fn serve_at(&self, endpoint: &str, socket: PathBuf) -> Server {
+        self.start_server(endpoint, socket, &[])
+    }
+
+    fn start_server(&self, endpoint: &str, socket: PathBuf, options: &[&str]) -> Server {
         let mut command = self.command(["serve", "--listen", endpoint]);
+        command.args(options);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the lazyroot program starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the server says something");
@@ -161,6 +197,32 @@ impl Server {
 }
 
 impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A running server of other lazyroots, ended when dropped.
+pub struct Peer {
+    child: Child,
+    upstream: String,
+    socket: PathBuf,
+}
+
+impl Peer {
+    /// Its address, for `--upstream`.
+    pub fn upstream(&self) -> &str {
+        &self.upstream
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+impl Drop for Peer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -5,6 +5,7 @@ pub mod bench;
 pub mod data;
 pub mod images;
 pub mod lazyroot;
+pub mod s3;
 pub mod tree;
 
 use std::path::PathBuf;

@@ -12,7 +12,9 @@ mod mount;
 mod ps;
 mod run;
 mod serve;
+mod source;
 mod ssh;
+mod store;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -43,7 +45,7 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Verb {
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     Ps(ps::PsArgs),
     Exec(exec::ExecArgs),
     Shell(exec::ShellArgs),
@@ -66,6 +68,9 @@ enum Verb {
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
     Serve(serve::ServeArgs),
+    /// Works on the store
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     #[cfg(target_os = "linux")]
     Mount(mount::MountArgs),
     #[cfg(target_os = "linux")]
@@ -119,7 +124,7 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
     let context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
     match cli.verb {
         Verb::Image(command) => image::run(command, &context),
-        Verb::Run(args) => run::run(args, &context, launched),
+        Verb::Run(args) => run::run(*args, &context, launched),
         Verb::Ps(args) => ps::ps(&args, &context),
         Verb::Exec(args) => exec::run(args, &context),
         Verb::Shell(args) => exec::shell(&args, &context),
@@ -137,6 +142,7 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::Resume(args) => life::resume(&args, &context),
         Verb::Kernel(command) => kernel::run(command, &context),
         Verb::Serve(args) => serve::run(&args, &context),
+        Verb::Store(command) => store::run(command, &context),
         #[cfg(target_os = "linux")]
         Verb::Mount(args) => mount::run(&args, &context),
         #[cfg(target_os = "linux")]

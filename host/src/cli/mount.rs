@@ -29,6 +29,8 @@ pub struct MountArgs {
     /// Stay in the foreground until the image is unmounted
     #[arg(long)]
     foreground: bool,
+    #[command(flatten)]
+    source: super::source::SourceArgs,
 }
 
 /// Unmount an image (needs root)
@@ -51,17 +53,19 @@ pub fn run(args: &MountArgs, context: &Context) -> Result<ExitCode> {
     if !dir.is_dir() {
         bail!("cannot mount at {}: it is no folder", dir.display());
     }
-    let store = Store::open(&context.home, context.store.as_deref())?;
+    // The image is looked for by the process that serves it: upstreams need not be asked twice.
+    if !args.foreground && !background::is_here() {
+        return background::start();
+    }
+    let store = args.source.open(context)?;
     let image = store.resolve(&args.image)?;
-    match (args.foreground, background::is_here()) {
-        (false, false) => return background::start(),
-        (true, _) => serve_mount(args, context, &store, &image, &dir)?.wait()?,
-        (false, true) => {
-            background::enter();
-            let mount = serve_mount(args, context, &store, &image, &dir)?;
-            background::detach(&File::options().read(true).write(true).open("/dev/null")?)?;
-            mount.wait()?;
-        }
+    if args.foreground {
+        serve_mount(args, context, &store, &image, &dir)?.wait()?;
+    } else {
+        background::enter();
+        let mount = serve_mount(args, context, &store, &image, &dir)?;
+        background::detach(&File::options().read(true).write(true).open("/dev/null")?)?;
+        mount.wait()?;
     }
     Ok(ExitCode::SUCCESS)
 }

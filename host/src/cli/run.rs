@@ -13,7 +13,7 @@ use lazyroot_proto::exec::Exec;
 use super::exec::{give_terminal, variables};
 use super::logs::OWN_LOG;
 use super::{Context, background};
-use crate::store::{Image, Store};
+use crate::store::Image;
 use crate::vm::exec;
 use crate::vm::factory::Choice;
 use crate::vm::hypervisor::Network;
@@ -94,6 +94,8 @@ pub struct RunArgs {
     /// Say on stderr, at the end, how long the launch took and what was fetched
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table", conflicts_with = "detach")]
     report: Option<super::Format>,
+    #[command(flatten)]
+    source: super::source::SourceArgs,
 }
 
 /// What the guest's network card is connected to.
@@ -154,7 +156,7 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
     if args.detach && !background::is_here() {
         return background::start();
     }
-    let store = Store::open(&context.home, context.store.as_deref())?;
+    let store = args.source.open(context)?;
     let image = store.resolve(&args.image)?;
     let command = command(&args, &image)?;
     if command.is_some() && !(args.credentials.is_empty() && args.units.is_empty()) {

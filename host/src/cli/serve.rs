@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lazyroot_proto::frame::EventKind;
@@ -11,22 +12,33 @@ use tokio::task::JoinSet;
 
 use super::Context;
 use crate::serve::{Catalog, Endpoint, Event, Listener, ServedImage, Server};
-use crate::store::Store;
+
+/// How long reads that are under way may take when the server ends.
+const LAST_READS: Duration = Duration::from_secs(1);
 
 /// Serve images to any number of VMs and mounts
 #[derive(clap::Args)]
 pub struct ServeArgs {
     /// Where to listen: unix:PATH, hybrid:PATH[:PORT] (Firecracker's and vhost-device-vsock's PATH_PORT) or vsock:[PORT]
-    #[arg(short, long = "listen", value_name = "ADDRESS", required = true)]
+    #[arg(short, long = "listen", value_name = "ADDRESS", required_unless_present_any = ["peer", "stdio"])]
     listen: Vec<Endpoint>,
+    /// Where to listen for other lazyroots, which read through this one (--upstream unix:PATH): unix:PATH. They may
+    /// read every image that is served, and have images imported
+    #[arg(long, value_name = "ADDRESS")]
+    peer: Vec<Endpoint>,
+    /// Serve another lazyroot on standard input and output, until it hangs up
+    #[arg(long, conflicts_with_all = ["listen", "peer"])]
+    stdio: bool,
     /// Serve these images only (default: every image in the store)
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
+    #[command(flatten)]
+    source: super::source::SourceArgs,
 }
 
 /// Serves until a signal ends it; its sockets are gone then.
 pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
-    let store = Store::open(&context.home, context.store.as_deref())?;
+    let store = args.source.open(context)?;
     let catalog = if args.images.is_empty() {
         Catalog::whole(store)
     } else {
@@ -37,8 +49,13 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
         Catalog::of(args.images.iter().map(open).collect::<Result<Vec<_>>>()?)
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let server = Arc::new(Server::new(catalog, None, log_event));
+        if args.stdio {
+            let stream = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
+            server.serve_peer(Box::pin(stream)).await;
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut listeners = JoinSet::new();
         for endpoint in &args.listen {
             let listener = Listener::bind(endpoint)?;
@@ -46,13 +63,21 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
             writeln!(std::io::stdout(), "listening on {endpoint}")?;
             listeners.spawn(server.clone().serve(listener));
         }
+        for endpoint in &args.peer {
+            let listener = Listener::bind(endpoint)?;
+            writeln!(std::io::stdout(), "listening on {endpoint} for other lazyroots")?;
+            listeners.spawn(server.clone().serve_peers(listener));
+        }
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         tokio::select! {
             Some(ended) = listeners.join_next() => bail!("a listener ended: {ended:?}"),
             _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
             _ = terminate.recv() => Ok(ExitCode::SUCCESS),
         }
-    })
+    });
+    // Sockets are removed meanwhile; a read under way, of an upstream or of our standard input, must not hold us up.
+    runtime.shutdown_timeout(LAST_READS);
+    served
 }
 
 fn log_event(event: Event) {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
 
-use crate::store::{Image, Object, ObjectSource, ProfileFile, Store};
+use crate::store::{Image, ImageConfig, ImageName, Object, ObjectSource, ProfileFile, Store};
 
 /// An image being served.
 pub struct ServedImage {
@@ -19,6 +19,10 @@ pub struct ServedImage {
     pub index: Arc<ObjectIndex>,
     /// Where those objects come from.
     pub source: Arc<dyn ObjectSource>,
+    /// The name it was found by.
+    pub name: Option<String>,
+    /// How it wants to be run.
+    pub config: Option<ImageConfig>,
     manifest: File,
     /// Size of the EROFS manifest in bytes.
     pub manifest_size: u64,
@@ -35,7 +39,9 @@ impl ServedImage {
             .with_context(|| format!("cannot open the manifest {}", image.manifest.display()))?;
         let manifest_size = manifest.metadata()?.len();
         let index = image.index.clone();
-        Ok(Self { id: image.id, index_bytes: index.to_bytes(), index, source, manifest, manifest_size, profile: None })
+        let (name, config) = (image.name.clone(), image.config.clone());
+        let index_bytes = index.to_bytes();
+        Ok(Self { id: image.id, name, config, index_bytes, index, source, manifest, manifest_size, profile: None })
     }
 
     /// From here on guests are sent ahead what `profile` says, and what they read is remembered there.
@@ -73,7 +79,31 @@ impl Catalog {
         Self { open: RwLock::default(), store: Some(store) }
     }
 
-    /// The image with this manifest digest, if it is served.
+    /// The image that another lazyroot asks for by name, digest or source. May block, as long as an import takes.
+    pub(super) fn find(&self, reference: &str) -> Result<Option<Arc<ServedImage>>> {
+        let Some(store) = &self.store else {
+            let name = reference.parse::<ImageName>().map(|name| name.to_string()).ok();
+            let is_meant = |image: &&Arc<ServedImage>| {
+                image.name.as_ref().is_some_and(|own| own == reference || name.as_ref() == Some(own))
+                    || image.id.to_string() == reference
+                    || image.id.to_hex() == reference
+            };
+            return Ok(self.open.read().expect("no panic under the lock").values().find(is_meant).cloned());
+        };
+        let image = store.find(reference)?;
+        image.map(|image| ServedImage::open(&image, store.source()).map(Arc::new)).transpose()
+    }
+
+    /// Where an object of any of the images is read.
+    pub(super) fn source_of(&self, id: &ObjectId) -> Option<Arc<dyn ObjectSource>> {
+        if let Some(store) = &self.store {
+            return Some(store.source());
+        }
+        let open = self.open.read().expect("no panic under the lock");
+        open.values().find(|image| image.index.position(id).is_some()).map(|image| image.source.clone())
+    }
+
+    /// The image with this manifest digest, if it is served. May block.
     pub(super) fn get(&self, id: &ObjectId) -> Option<Arc<ServedImage>> {
         if let Some(image) = self.open.read().expect("no panic under the lock").get(id) {
             return Some(image.clone());

@@ -8,6 +8,7 @@ mod activity;
 mod catalog;
 mod hub;
 mod listen;
+mod peer;
 mod session;
 mod stats;
 mod wire;
@@ -71,9 +72,16 @@ pub struct Event {
     pub text: String,
 }
 
+/// Who connects.
+#[derive(Clone, Copy, PartialEq)]
+enum Callers {
+    Guests,
+    Peers,
+}
+
 /// Answers guests. Cheap to share; one server has any number of listeners and sessions.
 pub struct Server {
-    catalog: Catalog,
+    catalog: Arc<Catalog>,
     hub: Option<Arc<Hub>>,
     events: Box<dyn Fn(Event) + Send + Sync>,
     stats: Arc<Stats>,
@@ -86,7 +94,7 @@ impl Server {
     /// refused. `events` hears what guests report; it must not block.
     pub fn new(catalog: Catalog, hub: Option<Arc<Hub>>, events: impl Fn(Event) + Send + Sync + 'static) -> Self {
         Self {
-            catalog,
+            catalog: Arc::new(catalog),
             hub,
             events: Box::new(events),
             stats: Arc::default(),
@@ -118,15 +126,30 @@ impl Server {
         activity
     }
 
-    /// Accepts connections for ever. Dropping the future ends its sessions.
-    pub async fn serve(self: Arc<Self>, mut listener: Listener) {
+    /// Accepts connections of guests for ever. Dropping the future ends its sessions.
+    pub async fn serve(self: Arc<Self>, listener: Listener) {
+        self.accept(listener, Callers::Guests).await;
+    }
+
+    /// Accepts connections of other lazyroots for ever: they may read every image. Dropping the future ends its
+    /// sessions.
+    pub async fn serve_peers(self: Arc<Self>, listener: Listener) {
+        self.accept(listener, Callers::Peers).await;
+    }
+
+    /// Serves another lazyroot on a stream, to its end.
+    pub async fn serve_peer(&self, stream: BoxStream) {
+        self.connection(stream, Callers::Peers).await;
+    }
+
+    async fn accept(self: Arc<Self>, mut listener: Listener, callers: Callers) {
         let mut sessions = JoinSet::new();
         loop {
             tokio::select! {
                 stream = listener.accept(), if sessions.len() < MAX_CONNECTIONS => match stream {
                     Ok(stream) => {
                         let server = self.clone();
-                        sessions.spawn(async move { server.connection(stream).await });
+                        sessions.spawn(async move { server.connection(stream, callers).await });
                     }
                     Err(error) => {
                         tracing::warn!("cannot accept a connection: {error}");
@@ -139,7 +162,7 @@ impl Server {
     }
 
     /// One connection, from hello to end. Faults of the peer end the connection, never the server.
-    async fn connection(&self, mut stream: BoxStream) {
+    async fn connection(&self, mut stream: BoxStream, callers: Callers) {
         let hello = match timeout(HELLO_DEADLINE, read_request(&mut stream)).await {
             Ok(Ok((header, payload))) => Request::decode(header.kind, &payload),
             // A hypervisor that probes the socket, or a guest that went away: nothing to say.
@@ -147,15 +170,22 @@ impl Server {
         };
         let refusal = match hello {
             Ok(Request::Hello(hello)) => match (hello.role, &self.hub) {
-                (Role::Data(manifest), _) => match self.catalog.get(&manifest) {
-                    Some(image) => return session::run(self, image, stream).await,
-                    None => format!("image {manifest} is not served here"),
-                },
+                (Role::Peer, _) if callers == Callers::Peers => return peer::run(self, stream).await,
+                (Role::Peer, _) => "other lazyroots are not served here: they need --peer or --stdio".to_owned(),
+                _ if callers == Callers::Peers => "only other lazyroots are served here".to_owned(),
+                (Role::Data(manifest), _) => {
+                    // It may have to be found elsewhere.
+                    let catalog = self.catalog.clone();
+                    let image = tokio::task::spawn_blocking(move || catalog.get(&manifest)).await;
+                    match image {
+                        Ok(Some(image)) => return session::run(self, image, stream).await,
+                        _ => format!("image {manifest} is not served here"),
+                    }
+                }
                 (Role::Control, Some(hub)) => return hub.control(stream).await,
                 (Role::Stream(number), Some(hub)) => return hub.stream(number, stream),
                 (Role::Settings, Some(hub)) => return hub.settings(stream).await,
                 (Role::Control | Role::Stream(_) | Role::Settings, None) => "this server runs no commands".to_owned(),
-                (Role::Peer, _) => "other lazyroots are not served here".to_owned(),
             },
             Ok(_) => "the first frame must be a hello".to_owned(),
             Err(error) => error.to_string(),

@@ -45,6 +45,23 @@ impl ImageConfig {
             labels: run.labels.unwrap_or_default(),
         })
     }
+
+    /// The OCI document that says the same.
+    pub fn to_oci(&self) -> Vec<u8> {
+        let document = serde_json::json!({
+            "architecture": self.architecture,
+            "os": self.os,
+            "config": {
+                "User": self.user,
+                "Env": self.env,
+                "Entrypoint": self.entrypoint,
+                "Cmd": self.cmd,
+                "WorkingDir": self.working_dir,
+                "Labels": self.labels,
+            },
+        });
+        document.to_string().into_bytes()
+    }
 }
 
 /// Builders write `null` as well as nothing for an absent field, hence the options.
@@ -86,6 +103,7 @@ mod tests {
             ..ImageConfig::default()
         };
         assert_eq!(config, expected);
+        assert_eq!(ImageConfig::from_oci(&config.to_oci()).unwrap(), config);
         assert_eq!(ImageConfig::from_oci(b"{}").unwrap(), ImageConfig::default());
         assert!(ImageConfig::from_oci(b"").is_err());
     }

@@ -25,6 +25,11 @@ impl Files {
         Self { dir: repository.join("lazyroot") }
     }
 
+    /// Files in a folder that is lazyroot's alone.
+    pub(super) fn in_folder(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }

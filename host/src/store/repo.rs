@@ -16,7 +16,9 @@ use lazyroot_proto::{Algorithm, ObjectId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::chain::Chain;
 use super::config::ImageConfig;
+use super::elsewhere::Elsewhere;
 use super::files::{Files, remove_if_there};
 use super::image::{Image, ImageSummary};
 use super::import::{self, Source};
@@ -26,6 +28,8 @@ use super::profile::ProfileFile;
 use super::progress::Progress;
 use super::repository::RepositorySource;
 use super::source::ObjectSource;
+use super::upstream::push::push;
+use super::upstream::{Address as UpstreamAddress, Pushed};
 use crate::home::Home;
 
 /// A digest may be cut to this many hex digits: 48 bits, as podman and git print them.
@@ -37,6 +41,7 @@ pub struct Store {
     algorithm: Algorithm,
     pub(super) files: Files,
     pub(super) source: Arc<RepositorySource>,
+    elsewhere: Option<Arc<Elsewhere>>,
 }
 
 /// What became of an image that was removed by name.
@@ -135,7 +140,7 @@ impl Store {
         }
         let source = Arc::new(RepositorySource::open(&path)?);
         let files = Files::new(&path);
-        Ok(Self { path, algorithm, files, source })
+        Ok(Self { path, algorithm, files, source, elsewhere: None })
     }
 
     /// The hash of every id in it.
@@ -148,9 +153,9 @@ impl Store {
         &self.path
     }
 
-    /// Where its objects are read.
-    pub fn source(&self) -> Arc<dyn ObjectSource> {
-        self.source.clone()
+    /// The store, with upstreams for the images and objects that it does not have.
+    pub fn with_elsewhere(self, elsewhere: Elsewhere) -> Self {
+        Self { elsewhere: Some(Arc::new(elsewhere)), ..self }
     }
 
     /// Where what VMs read of an image at boot is remembered.
@@ -158,18 +163,68 @@ impl Store {
         ProfileFile::new(self.files.clone(), image)
     }
 
-    /// Finds an image by `name[:tag]`, by digest, or by the first 12 or more hex digits of one.
+    /// Its upstreams, if it has any.
+    pub fn elsewhere(&self) -> Option<&Arc<Elsewhere>> {
+        self.elsewhere.as_ref()
+    }
+
+    /// Where its objects are read: here, and then elsewhere.
+    pub fn source(&self) -> Arc<dyn ObjectSource> {
+        match &self.elsewhere {
+            Some(elsewhere) => Arc::new(Chain { local: self.source.clone(), elsewhere: elsewhere.cached.clone() }),
+            None => self.source.clone(),
+        }
+    }
+
+    /// Finds an image by `name[:tag]`, by digest, or by the first 12 or more hex digits of one, here and then
+    /// elsewhere. A source of images (`containers-storage:NAME`) is imported.
     ///
     /// # Errors
-    /// If there is no such image (the message lists what there is), several start with the digits, or the
-    /// manifest is damaged.
+    /// If there is no such image (the message lists what there is), several start with the digits, the manifest is
+    /// damaged, or it is nowhere found and an upstream could not be asked.
     pub fn resolve(&self, text: &str) -> Result<Image> {
-        if let Some((name, id)) = self.find_name(text)? {
-            return self.open_image(id, Some(name));
+        self.find(text)?.ok_or_else(|| self.unknown(text))
+    }
+
+    /// As [`Store::resolve`]; `None` if there is no such image.
+    ///
+    /// # Errors
+    /// As [`Store::resolve`].
+    pub fn find(&self, text: &str) -> Result<Option<Image>> {
+        if let Ok(source) = text.parse::<Source>() {
+            return self.find_source(text, &source);
         }
-        match self.find_digest(text)? {
-            Some(id) => self.open_image(id, None),
-            None => Err(self.unknown(text)),
+        if let Some((name, id)) = self.find_name(text)? {
+            return self.open_image(id, Some(name)).map(Some);
+        }
+        if let Some(id) = self.find_digest(text)? {
+            return self.open_image(id, None).map(Some);
+        }
+        self.find_elsewhere(text, false)
+    }
+
+    /// An image of an upstream, which may know better than we do what a boot of it reads.
+    fn find_elsewhere(&self, text: &str, is_source: bool) -> Result<Option<Image>> {
+        let Some(elsewhere) = &self.elsewhere else { return Ok(None) };
+        let image = elsewhere.find(text, is_source)?;
+        if let Some(image) = &image
+            && let own = self.profile(&image.id)
+            && own.read().is_none()
+            && let Some(profile) = elsewhere.profile(&image.id)
+            && let Err(error) = own.write(&profile)
+        {
+            tracing::debug!("the boot profile of {} is not used: {error:#}", image.id);
+        }
+        Ok(image)
+    }
+
+    /// Imports an image, here or where podman's images are. Podman's own images are taken from an upstream if one
+    /// imports, and so is everything where nothing can be imported.
+    fn find_source(&self, text: &str, source: &Source) -> Result<Option<Image>> {
+        let there = matches!(source, Source::ContainersStorage { .. }) || !cfg!(target_os = "linux");
+        match &self.elsewhere {
+            Some(elsewhere) if there && elsewhere.imports() => self.find_elsewhere(text, true),
+            _ => self.import(source, None, &Progress::stderr()).map(Some),
         }
     }
 
@@ -245,6 +300,26 @@ impl Store {
             return Ok(Removed::Image);
         }
         Ok(Removed::Untagged { remaining })
+    }
+
+    /// Sends an image to a bucket, under the name it was found by; what is there already is not sent.
+    ///
+    /// # Errors
+    /// If `to` is no bucket or cannot be written, or an object cannot be read.
+    pub fn push(&self, to: &UpstreamAddress, image: &Image, progress: &Progress) -> Result<Pushed> {
+        let name = image.name.as_deref().and_then(|name| name.parse().ok());
+        let profile = self.profile(&image.id).read().and_then(|profile| serde_json::to_vec(&profile).ok());
+        push(
+            to,
+            image,
+            name.as_ref(),
+            profile,
+            self.source(),
+            progress.bytes(
+                format!("pushing {}", image.name.as_deref().unwrap_or("the image")),
+                Some(image.index.total_bytes()),
+            ),
+        )
     }
 
     /// Brings an image into the store and names it: `name`, or one made from the source. Everything is on disk
@@ -413,8 +488,10 @@ impl Store {
             1..=10 => format!("there are: {}", names.join(", ")),
             more => format!("there are {more}, see 'lazyroot image ls'"),
         };
+        let elsewhere = self.elsewhere.as_ref().map(|elsewhere| format!(" and not at {} either", elsewhere.names()));
+        let elsewhere = elsewhere.unwrap_or_default();
         anyhow::anyhow!(
-            "no image '{text}' in {}; {there}. 'lazyroot image import SOURCE --name {text}' brings one in, from \
+            "no image '{text}' in {}{elsewhere}; {there}. 'lazyroot image import SOURCE --name {text}' brings one in, from \
              containers-storage:NAME, docker://REF, oci:PATH or dir:PATH",
             self.path.display()
         )
@@ -459,7 +536,14 @@ fn create(path: &Path) -> Result<()> {
     super::composefs::create(path)
 }
 
+/// Makes an empty repository as composefs would. Nothing is imported into it here; images come from upstreams.
 #[cfg(not(target_os = "linux"))]
-fn create(_path: &Path) -> Result<()> {
-    bail!("stores are made on Linux, for example in the podman machine")
+fn create(path: &Path) -> Result<()> {
+    use std::io::Write;
+    const META: &str = r#"{"version":1,"algorithm":"fsverity-sha256-12","features":{"compatible":[],"read-only-compatible":["v1_erofs"],"incompatible":[]},"erofs_formats":{"default":1}}"#;
+    crate::home::private_dir(path)?;
+    let mut meta = tempfile::NamedTempFile::new_in(path)?;
+    meta.write_all(META.as_bytes())?;
+    meta.persist(path.join("meta.json"))?;
+    Ok(())
 }

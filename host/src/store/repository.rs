@@ -20,6 +20,7 @@ use lazyroot_proto::verity::{self, LeafHasher};
 use rustix::fs::{Mode, OFlags};
 
 use super::files::Files;
+use super::nowait;
 use super::recent::Recent;
 use super::source::{Object, ObjectError, ObjectSource};
 
@@ -85,7 +86,7 @@ impl RepositorySource {
         }
         let file = rustix::fs::openat(&self.objects, id.object_path(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| object_error(*id, errno.into()))?;
-        Ok(self.keep(id, file, keep))
+        Ok(self.keep(id, file.into(), keep))
     }
 
     fn kept(&self, id: &ObjectId, keep: Keep) -> Option<Arc<File>> {
@@ -95,8 +96,8 @@ impl RepositorySource {
         }
     }
 
-    fn keep(&self, id: &ObjectId, file: OwnedFd, keep: Keep) -> Arc<File> {
-        let file = Arc::new(File::from(file));
+    fn keep(&self, id: &ObjectId, file: File, keep: Keep) -> Arc<File> {
+        let file = Arc::new(file);
         if keep == Keep::Open {
             self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, 1, file.clone());
         }
@@ -163,15 +164,14 @@ impl ObjectSource for RepositorySource {
         })
     }
 
-    #[cfg(target_os = "linux")]
     fn read_cached(&self, object: &Object, offset: u64, buf: &mut [u8]) -> bool {
         let id = &object.id;
         let keep = Keep::for_read(offset, buf.len());
         let file = self.kept(id, keep).or_else(|| {
-            let file = cached::open(&self.objects, &id.object_path())?;
+            let file = nowait::open(&self.objects, id.object_path())?;
             Some(self.keep(id, file, keep))
         });
-        file.is_some_and(|file| cached::read_exact_at(&file, buf, offset))
+        file.is_some_and(|file| nowait::read_exact_at(&file, buf, offset))
     }
 
     fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
@@ -221,39 +221,6 @@ fn object_error(id: ObjectId, error: io::Error) -> ObjectError {
             ),
         },
         _ => ObjectError::Io { id, error },
-    }
-}
-
-/// Reading without ever waiting for a disk.
-#[cfg(target_os = "linux")]
-mod cached {
-    use std::fs::File;
-    use std::io::IoSliceMut;
-    use std::os::fd::OwnedFd;
-
-    use rustix::fs::{Mode, OFlags, ResolveFlags};
-    use rustix::io::ReadWriteFlags;
-
-    /// Opens a file whose path is in the kernel's dentry cache (`RESOLVE_CACHED`, Linux 5.12). Any error, also
-    /// that of an older kernel, means that the caller takes the path that may wait.
-    pub(super) fn open(dir: &OwnedFd, path: &str) -> Option<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        rustix::fs::openat2(dir, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()
-    }
-
-    /// Fills `buf` from the page cache (`RWF_NOWAIT`); `false` if not all of it is there.
-    pub(super) fn read_exact_at(file: &File, mut buf: &mut [u8], mut offset: u64) -> bool {
-        while !buf.is_empty() {
-            match rustix::io::preadv2(file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
-                // The kernel returns what it had when it met a page that is not in memory; the next call says so.
-                Ok(read) if read > 0 => {
-                    buf = &mut buf[read..];
-                    offset += read as u64;
-                }
-                _ => return false,
-            }
-        }
-        true
     }
 }
 

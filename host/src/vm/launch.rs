@@ -32,7 +32,7 @@ use super::volume::Volume;
 use super::{factory, initramfs};
 use crate::home::Home;
 use crate::serve::{BoxStream, Catalog, Endpoint, Hub, Listener, ServedImage, Server, Snapshot, printable};
-use crate::store::{Image, Store};
+use crate::store::{Image, Store, Traffic};
 
 /// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
 /// on an idle machine; ten times that on a busy one is still a VM that comes up.
@@ -106,6 +106,8 @@ pub struct Report {
     pub image_objects: u64,
     /// Bytes that this launch caused to be written to the host's disks, all its processes together.
     pub disk_bytes_written: u64,
+    /// What came from upstreams, if there are any.
+    pub upstream: Option<Traffic>,
 }
 
 /// Boots, runs, and cleans up. No report if a signal ended the launch before the VM was up.
@@ -144,6 +146,7 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
         image_bytes: launch.image.index.total_bytes(),
         image_objects: launch.image.index.entries().len() as u64,
         disk_bytes_written,
+        upstream: store.elsewhere().map(|elsewhere| elsewhere.traffic()),
     };
     Ok((status, Some(report)))
 }
@@ -643,6 +646,10 @@ impl Report {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let seconds = |time: Option<Duration>| time.map_or("-".into(), |time| format!("{:.2} s", time.as_secs_f64()));
         let share = 100.0 * self.served.bytes as f64 / self.image_bytes.max(1) as f64;
+        let upstream = self.upstream.map(|traffic| {
+            let Traffic { requests, bytes, damaged, .. } = traffic;
+            format!("\nfrom upstreams            {:.1} MiB, {requests} requests, {damaged} damaged", mib(bytes))
+        });
         format!(
             "hypervisor started after  {:.0} ms ({})\n\
              guest init after          {}\n\
@@ -650,7 +657,7 @@ impl Report {
              bytes fetched             {:.1} MiB of {:.1} MiB in the image ({share:.1} %)\n\
              objects fetched           {} of {}\n\
              requests                  {}\n\
-             written to host disk      {} KiB",
+             written to host disk      {} KiB{}",
             self.hypervisor_started.as_secs_f64() * 1e3,
             self.accelerator,
             seconds(self.guest_init),
@@ -661,6 +668,7 @@ impl Report {
             self.image_objects,
             self.served.requests,
             self.disk_bytes_written >> 10,
+            upstream.unwrap_or_default(),
         )
     }
 }

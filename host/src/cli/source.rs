@@ -1,0 +1,66 @@
+//! Where a command line's images and objects come from: flags, else `config.toml`.
+
+use anyhow::Result;
+
+use super::Context;
+use crate::settings::Settings;
+use crate::store::{CacheSize, Elsewhere, Store, UpstreamAddress, UpstreamSpec};
+
+/// Options of every verb that reads images which may be elsewhere.
+#[derive(clap::Args)]
+pub struct SourceArgs {
+    /// Ask here for images and objects that the store does not have, instead of config.toml's upstreams; may be given
+    /// several times, 'none' for nowhere: ssh://[USER@]HOST[:PORT], podman-machine[:NAME], command:COMMAND, unix:PATH,
+    /// s3://BUCKET[/PREFIX], file:///PATH
+    #[arg(long = "upstream", value_name = "WHERE", value_parser = upstream)]
+    upstreams: Vec<Choice>,
+    /// Bound of the cache for what comes from there: bytes (500M, 20G), a share of the disk (10%), or 0 for none
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<CacheSize>,
+}
+
+#[derive(Clone)]
+enum Choice {
+    None,
+    At(UpstreamAddress),
+}
+
+fn upstream(text: &str) -> Result<Choice> {
+    match text {
+        "none" => Ok(Choice::None),
+        text => text.parse().map(Choice::At),
+    }
+}
+
+impl SourceArgs {
+    /// The store with the upstreams that were asked for.
+    ///
+    /// # Errors
+    /// If `config.toml` makes no sense, or the store or the cache cannot be used.
+    pub fn open(&self, context: &Context) -> Result<Store> {
+        let store = Store::open(&context.home, context.store.as_deref())?;
+        let settings = Settings::load()?;
+        let specs = self.specs(settings.upstreams);
+        if specs.is_empty() {
+            return Ok(store);
+        }
+        let size = self.cache_size.unwrap_or(settings.cache.size);
+        Ok(store.with_elsewhere(Elsewhere::open(&context.home, &specs, size)?))
+    }
+
+    /// A flag that names an upstream of the file has that one's other settings.
+    fn specs(&self, configured: Vec<UpstreamSpec>) -> Vec<UpstreamSpec> {
+        if self.upstreams.is_empty() {
+            return configured;
+        }
+        let chosen = self.upstreams.iter().filter_map(|choice| match choice {
+            Choice::None => None,
+            Choice::At(url) => Some(url),
+        });
+        let spec = |url: &UpstreamAddress| {
+            let known = configured.iter().find(|spec| spec.url == *url);
+            known.cloned().unwrap_or_else(|| UpstreamSpec::new(url.clone()))
+        };
+        chosen.map(spec).collect()
+    }
+}

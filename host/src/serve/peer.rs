@@ -1,0 +1,234 @@
+//! A session with another lazyroot, which reads through this one: every image that is served here, and those that it
+//! asks us to import.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazyroot_proto::frame::{ErrorCode, FromHost};
+use lazyroot_proto::peer::{Compression, Range, Reply, Request};
+use lazyroot_proto::verity;
+use tokio::io::{AsyncWriteExt, WriteHalf};
+use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{BoxStream, Catalog, Server, read_request};
+use crate::store::{Object, ObjectError};
+
+/// Requests of one session under way at a time; the next one waits for a place.
+const PLACES: usize = 256;
+
+/// Of those, how many may hold their answer in memory: 32 MiB at most.
+const ANSWERS: usize = 32;
+
+/// How long the other end may take to make room for an answer; then it is asked to come back.
+const WRITE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Shorter answers are not worth packing.
+const WORTH_PACKING: usize = 1 << 10;
+
+/// zstd's fastest ordinary level: a higher one saves a tenth more and takes twice as long.
+const LEVEL: i32 = 1;
+
+/// The longest configuration that is sent along with an image, in bytes: a frame holds no more.
+const MAX_CONFIG: usize = 512 << 10;
+
+type Failure = (ErrorCode, String);
+
+/// Serves one stream to its end.
+pub(super) async fn run(server: &Server, stream: BoxStream) {
+    let (mut reader, writer) = tokio::io::split(stream);
+    let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
+    let (places, answers) = (Arc::new(Semaphore::new(PLACES)), Arc::new(Semaphore::new(ANSWERS)));
+    let mut compression = Compression::None;
+    let mut under_way = JoinSet::new();
+    let welcome = FromHost::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 };
+    if outbox.send(&welcome.encode(0)).await.is_err() {
+        return;
+    }
+    loop {
+        let (header, payload) = tokio::select! {
+            frame = read_request(&mut reader) => match frame {
+                Ok(frame) => frame,
+                Err(_) => return,
+            },
+            () = outbox.broken.notified() => return,
+        };
+        let request = match Request::decode(header.kind, &payload) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::warn!("ended a session with another lazyroot: {error}");
+                return;
+            }
+        };
+        let tag = header.tag;
+        match request {
+            Request::Ping => {
+                let _ = outbox.send(&FromHost::Pong.encode(tag)).await;
+                continue;
+            }
+            Request::Compression(wanted) => {
+                compression = wanted;
+                continue;
+            }
+            _ => (),
+        }
+        while under_way.try_join_next().is_some() {}
+        let place = places.clone().acquire_owned().await.expect("never closed");
+        let (outbox, answers, catalog) = (outbox.clone(), answers.clone(), server.catalog.clone());
+        let stats = server.stats.clone();
+        under_way.spawn(async move {
+            let answering = match request {
+                // May take as long as an import, and its answer is short.
+                Request::Resolve(_) => None,
+                _ => Some(answers.acquire_owned().await.expect("never closed")),
+            };
+            let answer = tokio::task::spawn_blocking(move || {
+                let object = object(&request);
+                (object, answer(&catalog, &request, compression, tag))
+            });
+            let frame = match answer.await {
+                Ok((object, Ok((len, frame)))) => {
+                    stats.answered(object, len);
+                    frame
+                }
+                Ok((_, Err((code, message)))) => {
+                    stats.failed();
+                    tracing::warn!("{message}");
+                    FromHost::Error { code, message }.encode(tag)
+                }
+                Err(_) => {
+                    let message = "the server failed".to_owned();
+                    FromHost::Error { code: ErrorCode::Unavailable, message }.encode(tag)
+                }
+            };
+            let _ = outbox.send(&frame).await;
+            drop((place, answering));
+        });
+    }
+}
+
+/// The sending half of a session.
+struct Outbox {
+    writer: Mutex<WriteHalf<BoxStream>>,
+    /// Told when an answer could not be sent.
+    broken: Notify,
+}
+
+impl Outbox {
+    async fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let write = async {
+            let mut writer = self.writer.lock().await;
+            writer.write_all(frame).await?;
+            writer.flush().await
+        };
+        let sent = timeout(WRITE_DEADLINE, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if sent.is_err() {
+            self.broken.notify_one();
+        }
+        sent
+    }
+}
+
+/// The object that a request is about.
+fn object(request: &Request) -> Option<lazyroot_proto::ObjectId> {
+    match request {
+        Request::Object(range) | Request::Leaves(range) => Some(range.id),
+        _ => None,
+    }
+}
+
+/// The answer's length before it was packed, and its frame. May block.
+fn answer(catalog: &Catalog, request: &Request, compression: Compression, tag: u64) -> Result<(u32, Vec<u8>), Failure> {
+    let data = match request {
+        Request::Resolve(reference) => return resolve(catalog, reference).map(|reply| (0, reply.encode(tag))),
+        Request::Manifest { id, offset, len } => {
+            let image = catalog.get(id).ok_or_else(|| (ErrorCode::Refused, format!("no image {id} here")))?;
+            if offset.checked_add(u64::from(*len)).is_none_or(|end| end > image.manifest_size) {
+                return Err((ErrorCode::Invalid, format!("{len} bytes at {offset} lie outside of the manifest")));
+            }
+            let mut data = vec![0; *len as usize];
+            let read = image.read_manifest(*offset, &mut data);
+            read.map_err(|error| (ErrorCode::Unavailable, format!("cannot read the manifest of {id}: {error}")))?;
+            data
+        }
+        Request::Object(range) => read_object(catalog, range)?,
+        Request::Leaves(range) => read_leaves(catalog, range)?,
+        Request::Ping | Request::Compression(_) => unreachable!("answered before"),
+    };
+    let len = data.len() as u32;
+    if compression == Compression::Zstd && data.len() >= WORTH_PACKING {
+        match zstd::bulk::compress(&data, LEVEL) {
+            // An eighth less is worth unpacking it.
+            Ok(packed) if packed.len() <= data.len() / 8 * 7 => {
+                return Ok((len, Reply::Packed { len, data: &packed }.encode(tag)));
+            }
+            Ok(_) => (),
+            Err(error) => tracing::debug!("not packed: {error}"),
+        }
+    }
+    Ok((len, FromHost::Data(&data).encode(tag)))
+}
+
+fn resolve(catalog: &Catalog, reference: &str) -> Result<ImageReply, Failure> {
+    let found = catalog.find(reference).map_err(|error| (ErrorCode::Unavailable, format!("{error:#}")))?;
+    let image = found.ok_or_else(|| (ErrorCode::Refused, format!("no image '{reference}' here")))?;
+    let config = image.config.as_ref().map(|config| config.to_oci()).unwrap_or_default();
+    let config = if config.len() <= MAX_CONFIG { config } else { Vec::new() };
+    Ok(ImageReply { image, config })
+}
+
+/// What an IMAGE frame is made of.
+struct ImageReply {
+    image: Arc<super::ServedImage>,
+    config: Vec<u8>,
+}
+
+impl ImageReply {
+    fn encode(&self, tag: u64) -> Vec<u8> {
+        let name = self.image.name.clone().unwrap_or_default();
+        let (id, manifest_size) = (self.image.id, self.image.manifest_size);
+        Reply::Image { id, manifest_size, name, config: &self.config }.encode(tag)
+    }
+}
+
+/// Whether a range lies inside of `size` bytes.
+fn check(range: &Range, size: u64) -> Result<(), Failure> {
+    match range.offset.checked_add(range.len.into()) {
+        Some(end) if end <= size => Ok(()),
+        _ => {
+            let why = format!("{} bytes at {} lie outside of the {size} of {}", range.len, range.offset, range.id);
+            Err((ErrorCode::Invalid, why))
+        }
+    }
+}
+
+fn failure(error: &ObjectError) -> Failure {
+    let code = match error {
+        ObjectError::NotFound(_) => ErrorCode::Refused,
+        _ => ErrorCode::Unavailable,
+    };
+    (code, error.to_string())
+}
+
+fn read_object(catalog: &Catalog, range: &Range) -> Result<Vec<u8>, Failure> {
+    check(range, range.size)?;
+    let source = catalog.source_of(&range.id).ok_or_else(|| failure(&ObjectError::NotFound(range.id)))?;
+    let mut data = vec![0; range.len as usize];
+    let object = Object { id: range.id, size: range.size };
+    if !source.read_cached(&object, range.offset, &mut data) {
+        source.read(&object, range.offset, &mut data).map_err(|error| failure(&error))?;
+    }
+    Ok(data)
+}
+
+fn read_leaves(catalog: &Catalog, range: &Range) -> Result<Vec<u8>, Failure> {
+    check(range, verity::leaves_len(range.id.algorithm(), range.size))?;
+    let source = catalog.source_of(&range.id).ok_or_else(|| failure(&ObjectError::NotFound(range.id)))?;
+    let leaves = source.leaves(&Object { id: range.id, size: range.size }).map_err(|error| failure(&error))?;
+    // The object may be of another size than the other end thinks.
+    let end = range.offset as usize + range.len as usize;
+    let piece = leaves.get(range.offset as usize..end);
+    piece.map(<[u8]>::to_vec).ok_or_else(|| (ErrorCode::Invalid, format!("object {} is shorter", range.id)))
+}

@@ -1,0 +1,441 @@
+//! Upstreams behind a cache that every VM and every process of the user shares.
+//!
+//! Small objects are fetched and kept whole. Of larger ones, pieces of 64 KiB are, the ones that are read, next to the
+//! Merkle leaves that prove them. Whatever comes in has been checked ([`super::upstream::verified`]), and is fetched
+//! once however many want it: within a process they share the flight, and processes hold a lock while they fetch.
+
+mod disk;
+mod flights;
+mod size;
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use lazyroot_proto::{ObjectId, verity};
+
+use super::recent::Recent;
+use super::source::{Object, ObjectError, ObjectSource};
+use super::upstream::Upstreams;
+use disk::Disk;
+use flights::{Claim, Flights, Joined};
+pub use size::CacheSize;
+
+/// Objects up to this size in bytes are fetched whole: guests do the same, and one request is less than two.
+const WHOLE_MAX: u64 = 256 << 10;
+
+/// Larger objects are fetched and kept in pieces of this many bytes: a guest's readahead asks for 128 KiB to 1 MiB, and
+/// of what it asks for at random at most two halves of a piece come along unasked.
+const PIECE: u64 = 64 << 10;
+
+/// Pieces that are fetched with one request, at most: 4 MiB.
+const RUN: usize = 64;
+
+/// Memory for leaves in bytes: those of 2 GiB of objects under SHA-256.
+const LEAVES_MEMORY: usize = 16 << 20;
+
+/// One thing in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    id: ObjectId,
+    part: Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Part {
+    Whole,
+    Leaves,
+    Piece(u32),
+}
+
+impl Key {
+    /// Which of `locks` locks is this one's, the same in every process.
+    fn lock_number(&self, locks: u64) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish() % locks
+    }
+}
+
+/// Upstreams and what was fetched from them.
+pub struct CachedUpstreams {
+    upstreams: Upstreams,
+    disk: Option<Disk>,
+    flights: Flights,
+    leaves: Mutex<Recent<Arc<[u8]>>>,
+}
+
+impl CachedUpstreams {
+    /// These upstreams with a cache of `limit` bytes in `dir`, or none if that is 0.
+    ///
+    /// # Errors
+    /// If the folder cannot be made or used.
+    pub fn open(upstreams: Upstreams, dir: &Path, limit: u64) -> Result<Self> {
+        let disk = if limit == 0 { None } else { Some(Disk::open(dir, limit)?) };
+        let leaves = Mutex::new(Recent::new(LEAVES_MEMORY));
+        Ok(Self { upstreams, disk, flights: Flights::default(), leaves })
+    }
+
+    /// The upstreams alone.
+    pub fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
+    }
+
+    /// Something that is one entry: from the disk, checked, else from an upstream.
+    fn entry(
+        &self,
+        key: Key,
+        is_good: impl Fn(&[u8]) -> bool,
+        fetch: impl FnOnce() -> Result<Arc<[u8]>, ObjectError>,
+    ) -> Result<Arc<[u8]>, ObjectError> {
+        let claim = match self.flights.join(key) {
+            Joined::Passenger(flight) => {
+                return flight.wait().map_err(|why| ObjectError::Unavailable { id: key.id, why });
+            }
+            Joined::Pilot(claim) => claim,
+        };
+        let load = |disk: &Disk| disk.load(key, &is_good).map(Arc::<[u8]>::from);
+        let mut data = self.disk.as_ref().and_then(load);
+        // Another process may fetch it: once it lets us in, it is there.
+        let _locked = match data {
+            None => self.disk.as_ref().map(|disk| disk.lock([key])),
+            Some(_) => None,
+        };
+        if data.is_none() {
+            data = self.disk.as_ref().and_then(load);
+        }
+        if let Some(data) = data {
+            claim.land(Ok(data.clone()));
+            return Ok(data);
+        }
+        let fetched = fetch();
+        claim.land(fetched.as_ref().map(Arc::clone).map_err(ObjectError::to_string));
+        if let (Some(disk), Ok(data)) = (&self.disk, &fetched) {
+            disk.store(key, data);
+        }
+        fetched
+    }
+
+    fn whole(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+        let key = Key { id: object.id, part: Part::Whole };
+        let is_good = |data: &[u8]| verity::digest(object.id.algorithm(), data) == object.id;
+        self.entry(key, is_good, || self.upstreams.whole(object).map(Into::into))
+    }
+
+    /// Reads a range of an object that is kept in pieces.
+    fn read_pieces(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+        let leaves = self.leaves(object)?;
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for wanted in pieces(object, offset, buf) {
+            if self.disk.as_ref().is_some_and(|disk| disk.read(wanted.key, wanted.skip, wanted.buf)) {
+                continue;
+            }
+            match self.flights.join(wanted.key) {
+                Joined::Passenger(flight) => theirs.push((wanted, flight)),
+                Joined::Pilot(claim) => ours.push((wanted, claim)),
+            }
+        }
+        // Ours first: if all waited for each other's flights before they took off, none would.
+        while !ours.is_empty() {
+            let follows = |pair: &[(Wanted<'_>, Claim<'_>)]| pair[1].0.number == pair[0].0.number + 1;
+            let together = 1 + ours.windows(2).take(RUN - 1).take_while(|pair| follows(pair)).count();
+            let later = ours.split_off(together);
+            self.fetch_run(object, &leaves, ours)?;
+            ours = later;
+        }
+        for (mut wanted, flight) in theirs {
+            let piece = flight.wait().map_err(|why| ObjectError::Unavailable { id: object.id, why })?;
+            wanted.fill(&piece);
+        }
+        Ok(())
+    }
+
+    /// Gets pieces that follow one another: what is on disk from there, the rest with one request for each gap.
+    fn fetch_run(&self, object: &Object, leaves: &[u8], run: Vec<(Wanted<'_>, Claim<'_>)>) -> Result<(), ObjectError> {
+        let _locked = self.disk.as_ref().map(|disk| disk.lock(run.iter().map(|(wanted, _)| wanted.key)));
+        let mut gap: Vec<(Wanted<'_>, Claim<'_>)> = Vec::new();
+        for (mut wanted, claim) in run {
+            let is_good = |data: &[u8]| {
+                data.len() == wanted.len && verity::range_matches(object.id.algorithm(), leaves, wanted.start(), data)
+            };
+            if let Some(piece) = self.disk.as_ref().and_then(|disk| disk.load(wanted.key, is_good)) {
+                wanted.fill(&piece);
+                claim.land(Ok(piece.into()));
+                continue;
+            }
+            if gap.last().is_some_and(|(last, _)| last.number + 1 != wanted.number) {
+                self.fetch_gap(object, leaves, std::mem::take(&mut gap))?;
+            }
+            gap.push((wanted, claim));
+        }
+        self.fetch_gap(object, leaves, gap)
+    }
+
+    /// Fetches pieces that follow one another with one request.
+    fn fetch_gap(&self, object: &Object, leaves: &[u8], gap: Vec<(Wanted<'_>, Claim<'_>)>) -> Result<(), ObjectError> {
+        let Some((first, _)) = gap.first() else { return Ok(()) };
+        let len = gap.iter().map(|(wanted, _)| wanted.len).sum();
+        let fetched = self.upstreams.range(object, leaves, first.start(), len);
+        let mut rest = fetched.as_deref().unwrap_or_default();
+        for (mut wanted, claim) in gap {
+            let Some((piece, later)) = rest.split_at_checked(wanted.len) else {
+                claim.land(Err(fetched.as_ref().map(|_| String::new()).unwrap_or_else(ObjectError::to_string)));
+                continue;
+            };
+            rest = later;
+            wanted.fill(piece);
+            claim.land(Ok(piece.into()));
+            if let Some(disk) = &self.disk {
+                disk.store(wanted.key, piece);
+            }
+        }
+        fetched.map(|_| ())
+    }
+}
+
+impl ObjectSource for CachedUpstreams {
+    fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+        let end = offset.saturating_add(buf.len() as u64);
+        if end > object.size {
+            return Err(ObjectError::Short { id: object.id, offset, end });
+        }
+        if buf.is_empty() {
+            return Ok(());
+        }
+        if object.size > WHOLE_MAX {
+            return self.read_pieces(object, offset, buf);
+        }
+        let key = Key { id: object.id, part: Part::Whole };
+        if !self.disk.as_ref().is_some_and(|disk| disk.read(key, offset, buf)) {
+            let data = self.whole(object)?;
+            buf.copy_from_slice(&data[offset as usize..end as usize]);
+        }
+        Ok(())
+    }
+
+    fn read_cached(&self, object: &Object, offset: u64, buf: &mut [u8]) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > object.size) {
+            return false;
+        }
+        if object.size <= WHOLE_MAX {
+            return disk.read_cached(Key { id: object.id, part: Part::Whole }, offset, buf);
+        }
+        pieces(object, offset, buf).into_iter().all(|wanted| disk.read_cached(wanted.key, wanted.skip, wanted.buf))
+    }
+
+    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+        let known = self.leaves.lock().unwrap_or_else(PoisonError::into_inner).get(&object.id);
+        if let Some(leaves) = known {
+            return Ok(leaves);
+        }
+        let algorithm = object.id.algorithm();
+        let leaves: Arc<[u8]> = if object.size <= WHOLE_MAX {
+            verity::leaves(algorithm, &self.whole(object)?).into()
+        } else {
+            let key = Key { id: object.id, part: Part::Leaves };
+            let is_good = |leaves: &[u8]| verity::digest_of_leaves(algorithm, leaves, object.size) == Some(object.id);
+            self.entry(key, is_good, || self.upstreams.leaves(object))?
+        };
+        self.leaves.lock().unwrap_or_else(PoisonError::into_inner).insert(object.id, leaves.len(), leaves.clone());
+        Ok(leaves)
+    }
+}
+
+/// A part of a read that lies in one piece.
+struct Wanted<'a> {
+    key: Key,
+    /// Which piece of the object.
+    number: u32,
+    /// The piece's length in bytes: less than [`PIECE`] at the object's end.
+    len: usize,
+    /// Where in the piece the part begins, in bytes.
+    skip: u64,
+    /// Where it goes.
+    buf: &'a mut [u8],
+}
+
+impl Wanted<'_> {
+    /// Where the piece begins in the object, in bytes.
+    fn start(&self) -> u64 {
+        u64::from(self.number) * PIECE
+    }
+
+    fn fill(&mut self, piece: &[u8]) {
+        let skip = self.skip as usize;
+        self.buf.copy_from_slice(&piece[skip..skip + self.buf.len()]);
+    }
+}
+
+/// The pieces that a read touches.
+fn pieces<'a>(object: &Object, offset: u64, buf: &'a mut [u8]) -> Vec<Wanted<'a>> {
+    let (mut offset, mut rest, mut wanted) = (offset, buf, Vec::new());
+    while !rest.is_empty() {
+        let (number, skip) = ((offset / PIECE) as u32, offset % PIECE);
+        let len = (object.size - u64::from(number) * PIECE).min(PIECE) as usize;
+        let (buf, later) = rest.split_at_mut(rest.len().min(len - skip as usize));
+        offset += buf.len() as u64;
+        rest = later;
+        wanted.push(Wanted { key: Key { id: object.id, part: Part::Piece(number) }, number, len, skip, buf });
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use lazyroot_proto::Algorithm;
+
+    use super::*;
+    use crate::store::upstream::{Found, Upstream};
+
+    /// An upstream that has one object, slowly, and may damage what it sends.
+    struct One {
+        object: Object,
+        data: Vec<u8>,
+        asked: AtomicU64,
+        damaged: bool,
+    }
+
+    impl One {
+        fn new(len: usize) -> Self {
+            let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let object = Object { id: verity::digest(Algorithm::Sha256, &data), size: len as u64 };
+            Self { object, data, asked: AtomicU64::new(0), damaged: false }
+        }
+
+        fn damaged(len: usize) -> Self {
+            Self { damaged: true, ..Self::new(len) }
+        }
+    }
+
+    impl ObjectSource for One {
+        fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(*object, self.object);
+            buf.copy_from_slice(&self.data[offset as usize..][..buf.len()]);
+            if self.damaged {
+                buf[buf.len() / 2] ^= 1;
+            }
+            Ok(())
+        }
+
+        fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+            assert_eq!(*object, self.object);
+            Ok(verity::leaves(Algorithm::Sha256, &self.data).into())
+        }
+    }
+
+    impl Upstream for One {
+        fn name(&self) -> &str {
+            if self.damaged { "the bad one" } else { "the good one" }
+        }
+        fn imports(&self) -> bool {
+            false
+        }
+        fn find(&self, _reference: &str) -> Result<Option<Found>> {
+            Ok(None)
+        }
+        fn manifest(&self, _image: &Found) -> Result<Vec<u8>> {
+            anyhow::bail!("it has none")
+        }
+    }
+
+    fn cached(dir: &Path, upstreams: Vec<Arc<One>>) -> CachedUpstreams {
+        let upstreams = upstreams.into_iter().map(|upstream| upstream as Arc<dyn Upstream>).collect();
+        CachedUpstreams::open(Upstreams::new(upstreams), &dir.join("cache"), 1 << 30).unwrap()
+    }
+
+    #[test]
+    fn a_read_is_exact_from_upstream_from_disk_and_in_another_process() {
+        for len in [1, 5000, WHOLE_MAX as usize, WHOLE_MAX as usize + 1, 700_001] {
+            let (dir, one) = (tempfile::tempdir().unwrap(), Arc::new(One::new(len)));
+            let cached_once = cached(dir.path(), vec![one.clone()]);
+            let again = cached(dir.path(), vec![one.clone()]);
+            for source in [&cached_once, &cached_once, &again] {
+                for (offset, part) in [(0, len), (len / 2, 1), (len / 3, len / 2), (len - 1, 1), (len, 0)] {
+                    let mut buf = vec![0; part];
+                    source.read(&one.object, offset as u64, &mut buf).unwrap();
+                    assert!(buf == one.data[offset..][..part], "{part} bytes at {offset} of {len}");
+                    assert!(
+                        part == 0
+                            || !cfg!(target_os = "linux")
+                            || source.read_cached(&one.object, offset as u64, &mut buf)
+                    );
+                    assert!(buf == one.data[offset..][..part]);
+                }
+                assert_eq!(*source.leaves(&one.object).unwrap(), verity::leaves(Algorithm::Sha256, &one.data));
+                let beyond = source.read(&one.object, len as u64, &mut [0]);
+                assert!(matches!(beyond, Err(ObjectError::Short { .. })));
+            }
+            assert_eq!(one.asked.load(Ordering::Relaxed), 1, "{len} bytes are one request");
+        }
+    }
+
+    #[test]
+    fn only_the_pieces_that_are_read_are_fetched() {
+        let (dir, one) = (tempfile::tempdir().unwrap(), Arc::new(One::new(10 << 20)));
+        let source = cached(dir.path(), vec![one.clone()]);
+        let read = |offset: u64, len: usize| source.read(&one.object, offset, &mut vec![0; len]).unwrap();
+        read(5 << 20, 4096);
+        let leaves = verity::leaves_len(Algorithm::Sha256, 10 << 20);
+        assert_eq!(source.upstreams().traffic().bytes, leaves + PIECE);
+        // Across the hole between two pieces that are there: two requests for what is around them.
+        read((5 << 20) + 2 * PIECE, 4096);
+        read((5 << 20) - PIECE, 4 * PIECE as usize);
+        assert_eq!(source.upstreams().traffic().bytes, leaves + 4 * PIECE);
+        assert_eq!(one.asked.load(Ordering::Relaxed), 4);
+    }
+
+    #[test]
+    fn a_hundred_that_want_the_same_make_one_request() {
+        for len in [5000, 400_000] {
+            let (dir, one) = (tempfile::tempdir().unwrap(), Arc::new(One::new(len)));
+            // Four processes would not share more than the folder either.
+            let sources: Vec<_> = (0..4).map(|_| cached(dir.path(), vec![one.clone()])).collect();
+            std::thread::scope(|scope| {
+                for number in 0..100 {
+                    let (source, one) = (&sources[number % 4], &one);
+                    scope.spawn(move || {
+                        let mut buf = vec![0; len];
+                        source.read(&one.object, 0, &mut buf).unwrap();
+                        assert!(buf == one.data);
+                    });
+                }
+            });
+            assert_eq!(one.asked.load(Ordering::Relaxed), 1, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_comes_from_the_next_upstream_and_is_counted() {
+        for len in [5000, 400_000] {
+            let (dir, bad, good) = (tempfile::tempdir().unwrap(), Arc::new(One::damaged(len)), Arc::new(One::new(len)));
+            let source = cached(dir.path(), vec![bad.clone(), good.clone()]);
+            let mut buf = vec![0; len];
+            source.read(&good.object, 0, &mut buf).unwrap();
+            assert!(buf == good.data);
+            assert_eq!(source.upstreams().traffic().damaged, 1);
+            let other = tempfile::tempdir().unwrap();
+            let alone = cached(other.path(), vec![bad]);
+            let error = alone.read(&good.object, 0, &mut buf).unwrap_err().to_string();
+            assert!(error.contains("the bad one sent it damaged"), "{error}");
+            assert!(error.contains(&good.object.id.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_a_folder_everything_still_reads() {
+        let one = Arc::new(One::new(400_000));
+        let upstreams = Upstreams::new(vec![one.clone() as Arc<dyn Upstream>]);
+        let source = CachedUpstreams::open(upstreams, Path::new("/nowhere"), 0).unwrap();
+        let mut buf = vec![0; 100_000];
+        source.read(&one.object, 123_456, &mut buf).unwrap();
+        assert!(buf == one.data[123_456..223_456]);
+    }
+}

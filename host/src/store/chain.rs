@@ -1,0 +1,47 @@
+//! Objects from the local repository, else from the cache, else from upstreams.
+
+use std::sync::Arc;
+
+use super::cache::CachedUpstreams;
+use super::repository::RepositorySource;
+use super::source::{Object, ObjectError, ObjectSource};
+
+/// The repository first: what is there needs no copy in the cache.
+pub(super) struct Chain {
+    pub(super) local: Arc<RepositorySource>,
+    pub(super) elsewhere: Arc<CachedUpstreams>,
+}
+
+impl Chain {
+    /// Asks elsewhere for what the repository could not give.
+    fn or_elsewhere<T>(
+        &self,
+        object: &Object,
+        local: Result<T, ObjectError>,
+        elsewhere: impl FnOnce(&CachedUpstreams) -> Result<T, ObjectError>,
+    ) -> Result<T, ObjectError> {
+        match local {
+            Ok(found) => Ok(found),
+            Err(ObjectError::NotFound(_)) => elsewhere(&self.elsewhere),
+            Err(error) => {
+                tracing::warn!("{error}; asking elsewhere for {}", object.id);
+                elsewhere(&self.elsewhere)
+            }
+        }
+    }
+}
+
+impl ObjectSource for Chain {
+    fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+        let local = self.local.read(object, offset, buf);
+        self.or_elsewhere(object, local, |elsewhere| elsewhere.read(object, offset, buf))
+    }
+
+    fn read_cached(&self, object: &Object, offset: u64, buf: &mut [u8]) -> bool {
+        self.local.read_cached(object, offset, buf) || self.elsewhere.read_cached(object, offset, buf)
+    }
+
+    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+        self.or_elsewhere(object, self.local.leaves(object), |elsewhere| elsewhere.leaves(object))
+    }
+}
