@@ -72,6 +72,11 @@ install: ## into PREFIX (/usr/local), below DESTDIR
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/libexec/lazyroot"
 	install -m 755 "$(CARGO_TARGET_DIR)/release/lazyroot" "$(DESTDIR)$(PREFIX)/bin/lazyroot"
 	install -m 755 "$(CARGO_TARGET_DIR)/release/guest-init" "$(DESTDIR)$(PREFIX)/libexec/lazyroot/guest-init"
+	"$(CARGO_TARGET_DIR)/release/lazyroot" man "$(DESTDIR)$(PREFIX)/share/man/man1"
+	for pair in bash:bash-completion/completions/lazyroot zsh:zsh/site-functions/_lazyroot fish:fish/vendor_completions.d/lazyroot.fish; do \
+	    file="$(DESTDIR)$(PREFIX)/share/$${pair#*:}"; install -d "$${file%/*}"; \
+	    "$(CARGO_TARGET_DIR)/release/lazyroot" completions "$${pair%%:*}" >"$$file" || exit 1; \
+	done
 
 clean: ## remove everything that the targets above made
 	@sh scripts/clean.sh

@@ -16,9 +16,13 @@ packages() {
     build | lint) echo gcc libc6-dev pkg-config libssl-dev zlib1g-dev ;;
     image) echo mmdebstrap debian-archive-keyring ca-certificates ;;
     run) ;;
-    # skopeo reads registries and containers-storage; fsverity and erofs-utils are what we compare ourselves with.
-    # The client is for 'lazyroot ssh', the server for ssh:// upstreams; the last two are what virtiofsd is built with.
-    test) echo skopeo docker-registry busybox-static fsverity erofs-utils openssh-client openssh-server libcap-ng-dev libseccomp-dev ;;
+    # skopeo reads registries and containers-storage; fsverity and erofs-utils are what we compare ourselves with;
+    # a small ext4 is filled up. The client is for 'lazyroot ssh', the server for ssh:// upstreams; the last two are
+    # what virtiofsd is built with.
+    test)
+        echo skopeo docker-registry busybox-static fsverity erofs-utils e2fsprogs openssh-client openssh-server \
+            libcap-ng-dev libseccomp-dev
+        ;;
     # What cross-builds guest-init is asked for where it is known whether it is needed.
     arm64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross mmdebstrap debian-archive-keyring ca-certificates ;;
     macos) echo python3-venv ;;

@@ -40,6 +40,11 @@ impl Home {
         Ok(Self { data, runtime })
     }
 
+    /// Where data that lasts is.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// The folder of the default composefs repository, made if it is not there.
     pub fn repository(&self) -> Result<PathBuf> {
         self.data_dir("repository")

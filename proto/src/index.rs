@@ -78,24 +78,8 @@ impl ObjectIndex {
     /// # Errors
     /// If the bytes are not exactly such an index.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, IndexError> {
-        let (header, body) = bytes.split_at_checked(HEADER).ok_or(IndexError::Malformed)?;
-        let algorithm = Algorithm::from_number(header[8]).ok_or(IndexError::Malformed)?;
-        let count = u32::from_le_bytes(header[12..16].try_into().expect("4 bytes")) as usize;
-        let digest_len = algorithm.digest_len();
-        let well_formed =
-            &header[..8] == MAGIC && header[9..12] == [0; 3] && count.checked_mul(digest_len + 8) == Some(body.len());
-        if !well_formed {
-            return Err(IndexError::Malformed);
-        }
-        let entries = body
-            .chunks_exact(digest_len + 8)
-            .map(|entry| {
-                let (digest, size) = entry.split_at(digest_len);
-                let id = ObjectId::new(algorithm, digest).expect("the digest's length was chosen to fit");
-                (id, u64::from_le_bytes(size.try_into().expect("8 bytes")))
-            })
-            .collect();
-        Self::new(algorithm, entries)
+        let algorithm = header(bytes)?.0;
+        Self::new(algorithm, entries(bytes)?.collect())
     }
 
     /// The digest that names this index on the kernel command line: fs-verity over [`ObjectIndex::to_bytes`].
@@ -123,10 +107,34 @@ impl ObjectIndex {
         &self.entries
     }
 
-    /// The sizes of all objects together, in bytes.
+    /// The sizes of all objects together, in bytes; no more than a `u64` holds, whatever the manifest claims.
     pub fn total_bytes(&self) -> u64 {
-        self.entries.iter().map(|(_, size)| size).sum()
+        self.entries.iter().fold(0, |sum, (_, size)| sum.saturating_add(*size))
     }
+}
+
+/// The entries in an index's bytes, for those who go through them once. Not checked as [`ObjectIndex::new`] does.
+///
+/// # Errors
+/// If the bytes are not of an index's form.
+pub fn entries(bytes: &[u8]) -> Result<impl Iterator<Item = (ObjectId, u64)>, IndexError> {
+    let (algorithm, body) = header(bytes)?;
+    let digest_len = algorithm.digest_len();
+    Ok(body.chunks_exact(digest_len + 8).map(move |entry| {
+        let (digest, size) = entry.split_at(digest_len);
+        let id = ObjectId::new(algorithm, digest).expect("the digest's length was chosen to fit");
+        (id, u64::from_le_bytes(size.try_into().expect("8 bytes")))
+    }))
+}
+
+/// The algorithm, and the bytes of the entries.
+fn header(bytes: &[u8]) -> Result<(Algorithm, &[u8]), IndexError> {
+    let (header, body) = bytes.split_at_checked(HEADER).ok_or(IndexError::Malformed)?;
+    let algorithm = Algorithm::from_number(header[8]).ok_or(IndexError::Malformed)?;
+    let count = u32::from_le_bytes(header[12..16].try_into().expect("4 bytes")) as usize;
+    let entry = algorithm.digest_len() + 8;
+    let well_formed = &header[..8] == MAGIC && header[9..12] == [0; 3] && count.checked_mul(entry) == Some(body.len());
+    if well_formed { Ok((algorithm, body)) } else { Err(IndexError::Malformed) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the end-to-end tests and benchmarks share: what `make test` hands them, a private lazyroot to play
 //! with, and an exact comparison of trees.
 
+pub mod awkward;
 pub mod bench;
 pub mod data;
 pub mod images;

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lazyroot_proto::{Algorithm, verity};
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::{rootfs, tree};
 
@@ -117,12 +118,21 @@ fn tamper(lazyroot: &Lazyroot, which: &str) {
         }
         _ => fs::read_dir(repository.join("lazyroot/index")).unwrap().next().unwrap().unwrap().path(),
     };
+    let name = file.file_name().unwrap().to_str().unwrap().to_owned();
     let mut bytes = fs::read(&file).unwrap();
     let last = bytes.len() - 9;
     bytes[last] ^= 1;
+    let digest = verity::digest(Algorithm::Sha256, &bytes);
     let fresh = file.with_extension("tampered");
     fs::write(&fresh, bytes).unwrap();
     fs::rename(fresh, file).unwrap();
+    if which == "index" {
+        // The server notices an index that does not match what it remembers, so that is made to match.
+        let facts = format!(r#"{{"id":"{digest}","objects":1,"object_bytes":1}}"#);
+        let check = verity::digest(Algorithm::Sha256, format!(r#"["{name}",{facts}]"#).as_bytes());
+        let record = format!(r#"{{"facts":{facts},"check":"{check}"}}"#);
+        fs::write(repository.join("lazyroot/facts").join(name), record).unwrap();
+    }
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 mod background;
 mod copy;
+mod doctor;
 mod exec;
 mod image;
 mod kernel;
 mod life;
 mod logs;
+mod manual;
 #[cfg(target_os = "linux")]
 mod mount;
 mod ps;
@@ -28,6 +30,9 @@ use crate::home::Home;
 
 /// lazyroot's own errors exit with this status, so that they are told apart from a command's (as podman does).
 pub const EXIT_OWN_ERROR: u8 = 125;
+
+/// What is printed goes to stdout in pieces of this many bytes.
+const OUTPUT_BUFFER: usize = 64 << 10;
 
 /// Boots virtual machines straight into container and bootc images that nobody unpacks.
 #[derive(Parser)]
@@ -68,13 +73,17 @@ enum Verb {
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
     Serve(serve::ServeArgs),
-    /// Works on the store
+    /// Looks inside images and keeps the store in order
     #[command(subcommand)]
     Store(store::StoreCommand),
     #[cfg(target_os = "linux")]
     Mount(mount::MountArgs),
     #[cfg(target_os = "linux")]
     Umount(mount::UmountArgs),
+    Doctor(doctor::DoctorArgs),
+    Completions(manual::CompletionsArgs),
+    #[command(hide = true)]
+    Man(manual::ManArgs),
 }
 
 /// How a listing is printed.
@@ -121,6 +130,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
+    // These are about the program alone, and run where there may be no home.
+    match &cli.verb {
+        Verb::Completions(args) => return manual::completions(args),
+        Verb::Man(args) => return manual::man(args),
+        _ => {}
+    }
     let context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
     match cli.verb {
         Verb::Image(command) => image::run(command, &context),
@@ -147,16 +162,29 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::Mount(args) => mount::run(&args, &context),
         #[cfg(target_os = "linux")]
         Verb::Umount(args) => mount::umount(&args),
+        Verb::Doctor(args) => doctor::run(&args, &context),
+        Verb::Completions(_) | Verb::Man(_) => unreachable!("done above"),
     }
 }
 
 /// Prints to stdout; that the reader of a pipe went away is no error.
 fn print(text: &str) -> Result<ExitCode> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(anyhow::Error::new(error).context("cannot write to stdout"))
-        }
-        _ => Ok(ExitCode::SUCCESS),
+    output(|out| Ok(out.write_all(text.as_bytes())?))
+}
+
+/// Lets `write` print to stdout; that the reader of a pipe went away is no error.
+fn output(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<ExitCode> {
+    let mut out = std::io::BufWriter::with_capacity(OUTPUT_BUFFER, std::io::stdout().lock());
+    let written = write(&mut out).and_then(|()| Ok(out.flush()?));
+    // What could not be written would be tried once more when it is dropped.
+    let _ = out.into_parts();
+    let is_broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    match written {
+        Err(error) if error.chain().any(is_broken_pipe) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(error),
+        Ok(()) => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -11,7 +11,7 @@ use lazyroot_guest::mount::{self, Mounted, Trust, Upper};
 
 use super::{Context, background};
 use crate::serve::{Catalog, Endpoint, Listener, ServedImage, Server};
-use crate::store::{Image, Store};
+use crate::store::{Image, Pin, Store};
 
 /// Mount an image on this machine, without a VM (needs root)
 #[derive(clap::Args)]
@@ -76,6 +76,7 @@ struct ServedMount {
     runtime: tokio::runtime::Runtime,
     /// Holds the server's socket.
     _private: tempfile::TempDir,
+    _pin: Option<Pin>,
 }
 
 impl ServedMount {
@@ -90,6 +91,7 @@ impl ServedMount {
 /// Mounts, and says so on standard output.
 fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image, dir: &Path) -> Result<ServedMount> {
     let private = tempfile::Builder::new().prefix("").tempdir_in(context.home.runtime_dir("mount")?)?;
+    let pin = store.pin(image, &format!("the mount at {}", dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let address = match &args.connect {
         Some(Endpoint::Unix(path)) => Address::Unix(path.clone()),
@@ -114,7 +116,7 @@ fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image
     } else {
         super::print("mounted\n")?;
     }
-    Ok(ServedMount { mount, runtime, _private: private })
+    Ok(ServedMount { mount, runtime, _private: private, _pin: pin })
 }
 
 fn mount_image(address: Address, image: &Image, dir: &Path, private: &Path, read_write: bool) -> Result<Mounted> {

@@ -36,15 +36,28 @@ pub struct ServeArgs {
     source: super::source::SourceArgs,
 }
 
+/// Allows as many open files as the system lets us: every session is one, and the usual limit is 1,024.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("the limit of open files stays as it is: {error}");
+    }
+}
+
 /// Serves until a signal ends it; its sockets are gone then.
 pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
+    raise_file_limit();
     let store = args.source.open(context)?;
     let catalog = if args.images.is_empty() {
         Catalog::whole(store)
     } else {
         let open = |name: &String| {
             let image = store.resolve(name)?;
-            Ok(ServedImage::open(&image, store.source())?.with_profile(store.profile(&image.id)))
+            let pin = store.pin(&image, "a server")?;
+            let profile = store.profile(&image.id);
+            Ok(ServedImage::open(&image, store.source())?.with_profile(profile).pinned(pin))
         };
         Catalog::of(args.images.iter().map(open).collect::<Result<Vec<_>>>()?)
     };

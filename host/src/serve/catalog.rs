@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, Weak};
 
 use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
 
-use crate::store::{Image, ImageConfig, ImageName, Object, ObjectSource, ProfileFile, Store};
+use crate::store::{Image, ImageConfig, ImageName, Object, ObjectSource, Pin, ProfileFile, Store};
 
 /// An image being served.
 pub struct ServedImage {
@@ -30,6 +30,7 @@ pub struct ServedImage {
     pub index_bytes: Vec<u8>,
     /// Where what guests read at boot is remembered, if it is.
     pub profile: Option<ProfileFile>,
+    _pin: Option<Pin>,
 }
 
 impl ServedImage {
@@ -38,15 +39,31 @@ impl ServedImage {
         let manifest = File::open(&image.manifest)
             .with_context(|| format!("cannot open the manifest {}", image.manifest.display()))?;
         let manifest_size = manifest.metadata()?.len();
-        let index = image.index.clone();
+        let index_bytes = image.index.read()?;
+        let index = Arc::new(ObjectIndex::from_bytes(&index_bytes)?);
         let (name, config) = (image.name.clone(), image.config.clone());
-        let index_bytes = index.to_bytes();
-        Ok(Self { id: image.id, name, config, index_bytes, index, source, manifest, manifest_size, profile: None })
+        Ok(Self {
+            id: image.id,
+            name,
+            config,
+            index,
+            source,
+            manifest,
+            manifest_size,
+            index_bytes,
+            profile: None,
+            _pin: None,
+        })
     }
 
     /// From here on guests are sent ahead what `profile` says, and what they read is remembered there.
     pub fn with_profile(self, profile: ProfileFile) -> Self {
         Self { profile: Some(profile), ..self }
+    }
+
+    /// The same, and it stays in its store as long as it is open.
+    pub fn pinned(self, pin: Option<Pin>) -> Self {
+        Self { _pin: pin, ..self }
     }
 
     /// The object with this id, if the image has it.
@@ -61,34 +78,47 @@ impl ServedImage {
     }
 }
 
-/// Which images there are. Images of a store are opened when a guest first asks.
+/// Which images there are. Opening one costs time that grows with it, so those that need not be open before a guest
+/// asks are opened then, and closed when the last session about them is over.
 pub struct Catalog {
-    open: RwLock<HashMap<ObjectId, Arc<ServedImage>>>,
-    store: Option<Store>,
+    open: RwLock<HashMap<ObjectId, Weak<ServedImage>>>,
+    others: Others,
+}
+
+/// Where images come from that are not open.
+enum Others {
+    /// They are always open.
+    Open(Vec<Arc<ServedImage>>),
+    One(ObjectId, Box<dyn Fn() -> Result<ServedImage> + Send + Sync>),
+    Store(Store),
 }
 
 impl Catalog {
     /// Exactly these images.
     pub fn of(images: impl IntoIterator<Item = ServedImage>) -> Self {
-        let open = images.into_iter().map(|image| (image.id, Arc::new(image))).collect();
-        Self { open: RwLock::new(open), store: None }
+        Self::new(Others::Open(images.into_iter().map(Arc::new).collect()))
     }
 
-    /// Every image of a store, those imported later included.
+    /// This one image, opened with `open` when a guest asks.
+    pub fn on_demand(id: ObjectId, open: impl Fn() -> Result<ServedImage> + Send + Sync + 'static) -> Self {
+        Self::new(Others::One(id, Box::new(open)))
+    }
+
+    /// Every image of a store, those imported later included. They are pinned while they are open.
     pub fn whole(store: Store) -> Self {
-        Self { open: RwLock::default(), store: Some(store) }
+        Self::new(Others::Store(store))
     }
 
     /// The image that another lazyroot asks for by name, digest or source. May block, as long as an import takes.
     pub(super) fn find(&self, reference: &str) -> Result<Option<Arc<ServedImage>>> {
-        let Some(store) = &self.store else {
+        let Others::Store(store) = &self.others else {
             let name = reference.parse::<ImageName>().map(|name| name.to_string()).ok();
             let is_meant = |image: &&Arc<ServedImage>| {
                 image.name.as_ref().is_some_and(|own| own == reference || name.as_ref() == Some(own))
                     || image.id.to_string() == reference
                     || image.id.to_hex() == reference
             };
-            return Ok(self.open.read().expect("no panic under the lock").values().find(is_meant).cloned());
+            return Ok(self.always_open().iter().find(is_meant).cloned());
         };
         let image = store.find(reference)?;
         image.map(|image| ServedImage::open(&image, store.source()).map(Arc::new)).transpose()
@@ -96,25 +126,47 @@ impl Catalog {
 
     /// Where an object of any of the images is read.
     pub(super) fn source_of(&self, id: &ObjectId) -> Option<Arc<dyn ObjectSource>> {
-        if let Some(store) = &self.store {
+        if let Others::Store(store) = &self.others {
             return Some(store.source());
         }
-        let open = self.open.read().expect("no panic under the lock");
-        open.values().find(|image| image.index.position(id).is_some()).map(|image| image.source.clone())
+        self.always_open().iter().find(|image| image.index.position(id).is_some()).map(|image| image.source.clone())
     }
 
-    /// The image with this manifest digest, if it is served. May block.
-    pub(super) fn get(&self, id: &ObjectId) -> Option<Arc<ServedImage>> {
-        if let Some(image) = self.open.read().expect("no panic under the lock").get(id) {
-            return Some(image.clone());
+    fn always_open(&self) -> &[Arc<ServedImage>] {
+        match &self.others {
+            Others::Open(images) => images,
+            Others::One(..) | Others::Store(_) => &[],
         }
-        let store = self.store.as_ref()?;
-        let open = |image: Image| Ok(ServedImage::open(&image, store.source())?.with_profile(store.profile(&image.id)));
-        let image = store.resolve(&id.to_string()).and_then(open);
+    }
+
+    fn new(others: Others) -> Self {
+        Self { open: RwLock::default(), others }
+    }
+
+    /// The image with this manifest digest, if it is served. Reads files if it is not open.
+    pub(super) fn get(&self, id: &ObjectId) -> Option<Arc<ServedImage>> {
+        if let Others::Open(images) = &self.others {
+            return images.iter().find(|image| image.id == *id).cloned();
+        }
+        if let Some(image) = self.open.read().expect("no panic under the lock").get(id).and_then(Weak::upgrade) {
+            return Some(image);
+        }
+        // Under the lock: of many guests that ask at once, one opens it.
+        let mut open = self.open.write().expect("no panic under the lock");
+        if let Some(image) = open.get(id).and_then(Weak::upgrade) {
+            return Some(image);
+        }
+        let image = match &self.others {
+            Others::One(one, open) if one == id => open(),
+            Others::Store(store) => open_pinned(store, id),
+            Others::Open(_) | Others::One(..) => return None,
+        };
         match image {
             Ok(image) => {
-                let mut open = self.open.write().expect("no panic under the lock");
-                Some(open.entry(*id).or_insert_with(|| Arc::new(image)).clone())
+                let image = Arc::new(image);
+                open.retain(|_, image| image.strong_count() > 0);
+                open.insert(*id, Arc::downgrade(&image));
+                Some(image)
             }
             Err(error) => {
                 tracing::warn!("cannot serve image {id}: {error:#}");
@@ -122,4 +174,10 @@ impl Catalog {
             }
         }
     }
+}
+
+fn open_pinned(store: &Store, id: &ObjectId) -> Result<ServedImage> {
+    let image = store.resolve(&id.to_string())?;
+    let pin = store.pin(&image, "a server")?;
+    Ok(ServedImage::open(&image, store.source())?.with_profile(store.profile(id)).pinned(pin))
 }

@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+pub use crate::text::printable;
 pub use activity::{Activity, State as ActivityState};
 pub use catalog::{Catalog, ServedImage};
 pub use hub::{Hub, HubError};
@@ -43,23 +44,12 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Sessions that are remembered after their end: a guest that reconnects begins a new one.
 const ENDED_ACTIVITIES: usize = 8;
 
+/// How long an image stays open, and pinned in its store, after a session about it: longer than a guest takes to
+/// find out that its connection is gone and to open another.
+const LINGER: Duration = Duration::from_secs(120);
+
 /// Pause after a failed accept: out of file descriptors, most likely, which passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What a guest's words are cut to, in characters.
-const MAX_WORDS: usize = 500;
-
-/// A guest's words, made safe to show: escape codes of a guest must not reach a terminal or a log.
-pub fn printable(words: &str) -> String {
-    let mut shown = String::new();
-    for character in words.chars().take(MAX_WORDS) {
-        match character.is_control() {
-            true => shown.extend(character.escape_default()),
-            false => shown.push(character),
-        }
-    }
-    shown
-}
 
 /// Something that happened in a guest.
 #[derive(Clone, Debug)]
@@ -178,7 +168,15 @@ impl Server {
                     let catalog = self.catalog.clone();
                     let image = tokio::task::spawn_blocking(move || catalog.get(&manifest)).await;
                     match image {
-                        Ok(Some(image)) => return session::run(self, image, stream).await,
+                        Ok(Some(image)) => {
+                            session::run(self, image.clone(), stream).await;
+                            // A guest that lost its connection comes back soon, and many come and go.
+                            tokio::spawn(async move {
+                                tokio::time::sleep(LINGER).await;
+                                drop(image);
+                            });
+                            return;
+                        }
                         _ => format!("image {manifest} is not served here"),
                     }
                 }

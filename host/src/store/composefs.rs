@@ -1,11 +1,12 @@
 //! Writing to the repository: everything that needs the composefs crates, which compile on Linux only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use composefs::fs::{HardlinkBehavior, ObjectStore, ReadFilesystemOpts, read_filesystem_with_opts};
@@ -15,17 +16,22 @@ use composefs::repository::{Repository, RepositoryConfig};
 use composefs_oci::oci_image::{OciImage, resolve_ref, untag_image};
 use composefs_oci::{LocalFetchOpt, PullOptions};
 use indicatif::ProgressBar;
-use lazyroot_proto::{Algorithm, ObjectId, verity};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use lazyroot_proto::index::entries;
+use lazyroot_proto::{Algorithm, ObjectId};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::checked::Stamp;
 use super::files::remove_if_there;
+use super::gc::{Collect, Streams};
 use super::import::{Imported, Source};
 use super::name::ImageName;
 use super::podman::{self, SideBySide};
 use super::progress::Progress;
-use super::repo::Store;
-use super::source::{Object, ObjectError, ObjectSource};
+use super::repo::{Rehash, Store};
+use super::repository::RepositorySource;
+use super::seen::{FileState, Seen};
+use super::source::ObjectError;
 
 /// Threads that read and hash files of a folder: more only helps disks that answer slowly.
 const MAX_THREADS: usize = 8;
@@ -45,11 +51,17 @@ pub(super) fn create(path: &Path) -> Result<()> {
 }
 
 /// Imports from anywhere, see [`super::import::import`].
-pub(super) fn import(store: &Store, from: &Source, name: &ImageName, progress: &Progress) -> Result<Imported> {
+pub(super) fn import(
+    store: &Store,
+    from: &Source,
+    name: &ImageName,
+    rehash: Rehash,
+    progress: &Progress,
+) -> Result<Imported> {
     check(from)?;
     let imported = match store.algorithm() {
-        Algorithm::Sha256 => import_with::<Sha256HashValue>(store, from, name, progress),
-        Algorithm::Sha512 => import_with::<Sha512HashValue>(store, from, name, progress),
+        Algorithm::Sha256 => import_with::<Sha256HashValue>(store, from, name, rehash, progress),
+        Algorithm::Sha512 => import_with::<Sha512HashValue>(store, from, name, rehash, progress),
     };
     imported.map_err(|error| explain(error, store)).with_context(|| format!("cannot import {from}"))
 }
@@ -60,6 +72,93 @@ pub(super) fn forget_name(store: &Store, name: &str) -> Result<()> {
         Algorithm::Sha256 => forget_name_with::<Sha256HashValue>(store, name),
         Algorithm::Sha512 => forget_name_with::<Sha512HashValue>(store, name),
     }
+}
+
+/// How long a collection waits for an import, and how often it looks.
+const COLLECTION_WAIT: Duration = Duration::from_secs(600);
+const COLLECTION_POLL: Duration = Duration::from_millis(100);
+
+/// Runs `collect` while nobody imports or changes names, with what OCI images need.
+pub(super) fn locked_for_collection<T>(
+    store: &Store,
+    how: Collect,
+    collect: impl FnOnce(Streams) -> Result<T>,
+) -> Result<T> {
+    store.ensure_changeable()?;
+    let collected = match store.algorithm() {
+        Algorithm::Sha256 => locked_with::<Sha256HashValue, T>(store, how, collect),
+        Algorithm::Sha512 => locked_with::<Sha512HashValue, T>(store, how, collect),
+    };
+    collected.map_err(|error| explain(error, store))
+}
+
+fn locked_with<Hash: FsVerityHashValue, T>(
+    store: &Store,
+    how: Collect,
+    collect: impl FnOnce(Streams) -> Result<T>,
+) -> Result<T> {
+    // Opened, it holds the shared lock: enough for who only looks.
+    let repository = Repository::<Hash>::open_path(CWD, store.path())?;
+    if how == Collect::Really {
+        repository.ensure_writable()?;
+        let begin = Instant::now();
+        loop {
+            match rustix::fs::flock(repository.repo_fd(), FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if begin.elapsed() < COLLECTION_WAIT => {
+                    if begin.elapsed() < COLLECTION_POLL {
+                        tracing::warn!("waiting for an import, or another program that uses the store, to end");
+                    }
+                    std::thread::sleep(COLLECTION_POLL);
+                }
+                Err(Errno::WOULDBLOCK) => bail!("an import, or another program that uses the store, did not end"),
+                Err(error) => return Err(error).context("cannot lock the store"),
+            }
+        }
+    }
+    collect(live_streams(&repository)?)
+}
+
+/// What the named streams (OCI images) of a repository need, as composefs' own garbage collection finds it.
+fn live_streams<Hash: FsVerityHashValue>(repository: &Repository<Hash>) -> Result<Streams> {
+    let mut objects = HashSet::new();
+    // A stream names those that it needs by their objects; their links are what names them to the repository.
+    let mut by_object = HashMap::new();
+    let dir =
+        match rustix::fs::openat(repository.repo_fd(), "streams", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(Streams { objects }),
+            dir => dir.context("cannot open the repository's streams")?,
+        };
+    for entry in rustix::fs::Dir::read_from(&dir)? {
+        let entry = entry?;
+        if let Ok(name) = entry.file_name().to_str()
+            && let Ok(Some(id)) = repository.has_stream(name)
+        {
+            by_object.insert(id, name.to_owned());
+        }
+    }
+    let refs = repository.list_stream_refs("").context("cannot list the repository's OCI images")?;
+    let mut todo: Vec<String> = refs.into_iter().map(|(_, stream)| stream).collect();
+    let mut walked = HashSet::new();
+    while let Some(name) = todo.pop() {
+        let name = name.rsplit('/').next().unwrap_or_default().to_owned();
+        if !walked.insert(name.clone()) {
+            continue;
+        }
+        let Some(id) = repository.has_stream(&name)? else { continue };
+        objects.insert(object_id(&id));
+        let mut stream = repository.open_stream(&name, None, None).with_context(|| {
+            format!("cannot tell what the OCI stream {name} needs, so nothing is removed; import its image again")
+        })?;
+        stream.get_object_refs(|id| {
+            objects.insert(object_id(id));
+        })?;
+        for (_, id) in stream.iter_named_refs() {
+            objects.insert(object_id(id));
+            todo.extend(by_object.get(id).cloned());
+        }
+    }
+    Ok(Streams { objects })
 }
 
 fn forget_name_with<Hash: FsVerityHashValue>(store: &Store, name: &str) -> Result<()> {
@@ -90,20 +189,83 @@ fn check(from: &Source) -> Result<()> {
     Ok(())
 }
 
+/// Brings the objects of an image that are missing into the store again, from where it came from, and names nothing.
+/// The image that is there now: another one if the source has changed.
+pub(super) fn repair(store: &Store, from: &Source, names: &[String], progress: &Progress) -> Result<ObjectId> {
+    check(from)?;
+    let repaired = match store.algorithm() {
+        Algorithm::Sha256 => repair_with::<Sha256HashValue>(store, from, names, progress),
+        Algorithm::Sha512 => repair_with::<Sha512HashValue>(store, from, names, progress),
+    };
+    repaired.map_err(|error| explain(error, store)).with_context(|| format!("cannot import {from}"))
+}
+
+fn repair_with<Hash: FsVerityHashValue>(
+    store: &Store,
+    from: &Source,
+    names: &[String],
+    progress: &Progress,
+) -> Result<ObjectId> {
+    let repository = Arc::new(Repository::<Hash>::open_path(CWD, store.path())?);
+    repository.ensure_writable()?;
+    names.iter().try_for_each(|name| forget_layers(&repository, name))?;
+    let imported = import_once(&repository, store, from, None, Rehash::Changed, progress)?;
+    repository.sync()?;
+    Ok(imported.id)
+}
+
 fn import_with<Hash: FsVerityHashValue>(
     store: &Store,
     from: &Source,
     name: &ImageName,
+    rehash: Rehash,
     progress: &Progress,
 ) -> Result<Imported> {
     let repository = Arc::new(Repository::<Hash>::open_path(CWD, store.path())?);
     repository.ensure_writable()?;
+    let begin = Stamp::of(&tempfile::tempfile_in(store.temporary_dir()?)?.metadata()?);
+    let once = || import_once(&repository, store, from, Some(name), rehash, progress);
+    let mut imported = once()?;
+    // An import takes an object that is there for a good one. One that is not (cut short by a full disk or a crash,
+    // changed through a link that another program has) is taken away here and imported again.
+    let mut state = check_import(store, &imported.id, &begin, rehash, progress)?;
+    if !state.damaged.is_empty() {
+        tracing::warn!("{} objects of the store are damaged; importing them again", state.damaged.len());
+        for id in &state.damaged {
+            remove_if_there(&store.path().join("objects").join(id.object_path()))?;
+        }
+        forget_layers(&repository, name.as_str())?;
+        imported = once()?;
+        state = check_import(store, &imported.id, &begin, Rehash::Changed, progress)?;
+        if let Some(id) = state.damaged.first() {
+            bail!("object {id} is damaged in the source too");
+        }
+    }
+    if !state.as_before {
+        let step = progress.step("writing to disk".to_owned());
+        repository.sync()?;
+        step.finish_and_clear();
+        if let Err(error) = store.remember_checked(&imported.id, &state.stamps) {
+            tracing::debug!("what was checked is not remembered: {error:#}");
+        }
+    }
+    Ok(imported)
+}
+
+fn import_once<Hash: FsVerityHashValue>(
+    repository: &Arc<Repository<Hash>>,
+    store: &Store,
+    from: &Source,
+    name: Option<&ImageName>,
+    rehash: Rehash,
+    progress: &Progress,
+) -> Result<Imported> {
     let reference = match from {
         Source::ContainersStorage { image, .. } => format!("containers-storage:{image}"),
         from => from.to_string(),
     };
-    let once = || match from {
-        Source::Directory(path) => block_on(|| import_directory(&repository, path, progress))?,
+    match from {
+        Source::Directory(path) => import_directory(repository, store, path, rehash, progress),
         Source::ContainersStorage { root, .. } => {
             // Rootless, composefs finds the storage itself, and copies what it cannot share.
             let storage = match root {
@@ -119,30 +281,11 @@ fn import_with<Hash: FsVerityHashValue>(
                     let repository = Arc::new(Repository::<Hash>::open_path(CWD, repository)?);
                     block_on(|| import_oci(&repository, &reference, Some(storage), name, progress))?
                 }
-                None => block_on(|| import_oci(&repository, &reference, storage.as_deref(), name, progress))?,
+                None => block_on(|| import_oci(repository, &reference, storage.as_deref(), name, progress))?,
             }
         }
-        _ => block_on(|| import_oci(&repository, &reference, None, name, progress))?,
-    };
-    let mut imported = once()?;
-    // An import takes an object that is there for a good one. One that was cut short, by a full disk or a crash, is
-    // taken away here and imported again.
-    let damaged = damaged_objects(store, &imported.id)?;
-    if !damaged.is_empty() {
-        tracing::warn!("{} objects of the store are damaged; importing them again", damaged.len());
-        for id in &damaged {
-            remove_if_there(&store.path().join("objects").join(id.object_path()))?;
-        }
-        forget_layers(&repository, name)?;
-        imported = once()?;
-        if let Some(id) = damaged_objects(store, &imported.id)?.first() {
-            bail!("object {id} is damaged in the source too");
-        }
+        _ => block_on(|| import_oci(repository, &reference, None, name, progress))?,
     }
-    let step = progress.step("writing to disk".to_owned());
-    repository.sync()?;
-    step.finish_and_clear();
-    Ok(imported)
 }
 
 /// Runs a future to its end on threads of its own, so that callers may be asynchronous or not.
@@ -157,26 +300,40 @@ fn block_on<T: Send, F: Future<Output = T>>(work: impl FnOnce() -> F + Send) -> 
     })
 }
 
-async fn import_directory<Hash: FsVerityHashValue>(
+fn import_directory<Hash: FsVerityHashValue>(
     repository: &Arc<Repository<Hash>>,
+    store: &Store,
     path: &Path,
+    rehash: Rehash,
     progress: &Progress,
 ) -> Result<Imported> {
     let bar = progress.bytes(format!("importing {}", path.display()), None);
-    let objects = CountedObjects { repository: repository.clone(), bar: bar.clone() };
+    // composefs follows no symbolic link to the root.
+    let path = path.canonicalize()?;
+    let seen = match rehash {
+        Rehash::Changed => Seen::load(&store.files, &path, store.algorithm()),
+        Rehash::All => Seen::forgotten(&path, store.algorithm()),
+    };
+    let objects = Arc::new(FolderObjects {
+        repository: repository.clone(),
+        source: store.source.clone(),
+        seen,
+        bar: bar.clone(),
+    });
     // Neither filtered nor made canonical, the root included: the image is this tree, nothing less.
     let options = ReadFilesystemOpts {
-        store: Some(Arc::new(objects) as Arc<dyn ObjectStore<Hash>>),
+        store: Some(objects.clone() as Arc<dyn ObjectStore<Hash>>),
         hardlinks: HardlinkBehavior::Tracked,
         ..ReadFilesystemOpts::default()
     };
-    // composefs follows no symbolic link to the root.
-    let path = path.canonicalize()?;
     let root = rustix::fs::open("/", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let tree = read_filesystem_with_opts(root, path, options).await?;
+    let tree = block_on(|| read_filesystem_with_opts(root, path, options))??;
     bar.set_message("writing the manifest");
     let id = tree.commit_image(repository, None)?;
     bar.finish_and_clear();
+    if let Err(error) = objects.seen.save(&store.files) {
+        tracing::debug!("the next import of this folder reads all of it: {error}");
+    }
     Ok(Imported { id: object_id(&id), config: None })
 }
 
@@ -184,7 +341,7 @@ async fn import_oci<Hash: FsVerityHashValue>(
     repository: &Arc<Repository<Hash>>,
     reference: &str,
     storage_root: Option<&Path>,
-    name: &ImageName,
+    name: Option<&ImageName>,
     progress: &Progress,
 ) -> Result<Imported> {
     let reporter: Arc<dyn ProgressReporter> = Arc::new(Bars { progress: progress.clone(), bars: Mutex::default() });
@@ -195,7 +352,7 @@ async fn import_oci<Hash: FsVerityHashValue>(
         storage_root,
         ..PullOptions::default()
     };
-    let pulled = composefs_oci::pull(repository, reference, Some(name.as_str()), options).await?;
+    let pulled = composefs_oci::pull(repository, reference, name.map(ImageName::as_str), options).await?;
     // The pull's own verity digests are of the documents before the image was linked to them.
     let image = OciImage::open(repository, &pulled.manifest_digest, None)?;
     let id = image.image_ref(repository.erofs_version()).context("this is no container image but an OCI artifact")?;
@@ -204,30 +361,66 @@ async fn import_oci<Hash: FsVerityHashValue>(
     Ok(Imported { id: object_id(id), config: Some(config) })
 }
 
-/// The objects of an image that are missing or not as long as the manifest says, or the manifest itself. Hashing
-/// all of them would take as long as the import.
-fn damaged_objects(store: &Store, image: &ObjectId) -> Result<Vec<ObjectId>> {
-    let size = store.source.size(image)?;
-    let mut manifest = vec![0; size as usize];
-    store.source.read(&Object { id: *image, size }, 0, &mut manifest)?;
-    if verity::digest(image.algorithm(), &manifest) != *image {
-        return Ok(vec![*image]);
+/// What an import left in the store.
+struct ImportState {
+    /// Objects that are missing or not what they should be.
+    damaged: Vec<ObjectId>,
+    /// The manifest's stamp and those of its objects, in manifest order, if nothing is damaged.
+    stamps: Vec<Stamp>,
+    /// Whether all is as it was when it was written to disk before.
+    as_before: bool,
+}
+
+/// Looks at all objects of an image that was imported since `begin`. What was written since then was hashed on the
+/// way; what was there before is hashed now, unless it was before and did not change since.
+fn check_import(
+    store: &Store,
+    image: &ObjectId,
+    begin: &Stamp,
+    rehash: Rehash,
+    progress: &Progress,
+) -> Result<ImportState> {
+    let manifest_damaged = ImportState { damaged: vec![*image], stamps: vec![], as_before: false };
+    match store.source.check(image) {
+        Ok(_) => {}
+        Err(ObjectError::NotFound(_) | ObjectError::Corrupt(_)) => return Ok(manifest_damaged),
+        Err(error) => return Err(error.into()),
     }
-    let mut damaged = Vec::new();
-    for (id, size) in store.index(image)?.entries() {
-        match store.source.size(id) {
-            Ok(found) if found == *size => {}
-            Ok(_) | Err(ObjectError::NotFound(_)) => damaged.push(*id),
-            Err(error) => return Err(error.into()),
+    let index = store.index(image)?.read()?;
+    let known = store.checked(image).unwrap_or_default();
+    let (mut damaged, mut stamps, mut doubtful) = (Vec::new(), Vec::new(), Vec::new());
+    let objects = std::iter::once((*image, None)).chain(entries(&index)?.map(|(id, size)| (id, Some(size))));
+    for (position, (id, size)) in objects.enumerate() {
+        let meta = match fs::symlink_metadata(store.path().join("objects").join(id.object_path())) {
+            Ok(meta) if size.is_none_or(|size| size == meta.len()) => meta,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot look at object {id}"));
+            }
+            _ => {
+                damaged.push(id);
+                continue;
+            }
+        };
+        let stamp = Stamp::of(&meta);
+        let trusted = stamp.is_since(begin) || rehash == Rehash::Changed && known.get(position) == Some(&stamp);
+        if !trusted {
+            doubtful.push((id, size, stamp));
         }
+        stamps.push(stamp);
     }
-    Ok(damaged)
+    if rehash == Rehash::Changed {
+        let elsewhere = store.checked_anywhere(&doubtful.iter().map(|(id, ..)| *id).collect::<Vec<_>>());
+        doubtful.retain(|(id, _, stamp)| elsewhere.get(id) != Some(stamp));
+    }
+    let doubtful: Vec<_> = doubtful.into_iter().map(|(id, size, _)| (id, size)).collect();
+    damaged.extend(store.check_objects(&doubtful, progress).0.into_keys());
+    Ok(ImportState { as_before: damaged.is_empty() && stamps == known, damaged, stamps })
 }
 
 /// Forgets that an OCI image and its layers were imported, so that the next import reads their files again.
-fn forget_layers<Hash: FsVerityHashValue>(repository: &Repository<Hash>, name: &ImageName) -> Result<()> {
+fn forget_layers<Hash: FsVerityHashValue>(repository: &Repository<Hash>, name: &str) -> Result<()> {
     // A folder has no layers.
-    let Ok(image) = OciImage::open_ref(repository, name.as_str()) else { return Ok(()) };
+    let Ok(image) = OciImage::open_ref(repository, name) else { return Ok(()) };
     let layers = image.layer_diff_ids().into_iter().map(|layer| format!("oci-layer-{layer}"));
     let documents =
         [format!("oci-config-{}", image.config_digest()), format!("oci-manifest-{}", image.manifest_digest())];
@@ -268,16 +461,29 @@ fn explain(error: anyhow::Error, store: &Store) -> anyhow::Error {
     error
 }
 
-/// Takes files into the repository and counts their bytes.
-struct CountedObjects<Hash: FsVerityHashValue> {
+/// Takes a folder's files into the repository, those that changed since they were taken in before.
+struct FolderObjects<Hash: FsVerityHashValue> {
     repository: Arc<Repository<Hash>>,
+    source: Arc<RepositorySource>,
+    seen: Seen,
     bar: ProgressBar,
 }
 
-impl<Hash: FsVerityHashValue> ObjectStore<Hash> for CountedObjects<Hash> {
+impl<Hash: FsVerityHashValue> ObjectStore<Hash> for FolderObjects<Hash> {
     fn ensure_object_from_fd(&self, file: OwnedFd, size: u64) -> Result<Hash> {
-        let id = self.repository.ensure_object_from_reader(File::from(file), size)?;
+        let file = File::from(file);
+        let before = FileState::of(&file.metadata()?);
         self.bar.inc(size);
+        if let Some(id) = self.seen.object(&before)
+            && self.source.size(&id).is_ok_and(|found| found == size)
+        {
+            self.seen.add(before, id);
+            return Ok(Hash::from_hex(id.to_hex())?);
+        }
+        let id = self.repository.ensure_object_from_reader(&file, size)?;
+        if FileState::of(&file.metadata()?) == before {
+            self.seen.add(before, object_id(&id));
+        }
         Ok(id)
     }
 

@@ -22,6 +22,7 @@ use super::cache::{CacheSize, CachedUpstreams};
 use super::config::ImageConfig;
 use super::files::Files;
 use super::image::Image;
+use super::index::ImageIndex;
 use super::manifest::Tree;
 use super::profile::Profile;
 use super::upstream::verified::Discovery;
@@ -184,7 +185,7 @@ impl Elsewhere {
             let parsed = ImageConfig::from_oci(config);
             parsed.inspect_err(|error| tracing::warn!("the configuration of image {id} is unusable: {error}")).ok()
         });
-        Ok(Image { id, name, manifest: self.files.path(&hex), index: Arc::new(index), config })
+        Ok(Image { id, name, manifest: self.files.path(&hex), index: Arc::new(ImageIndex::in_memory(&index)), config })
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
-use lazyroot_proto::index::ObjectIndex;
 
 use super::Store;
 use super::config::ImageConfig;
+use super::index::ImageIndex;
 use super::manifest::Tree;
 
 /// An image: a manifest (an EROFS image that holds the metadata of all its files) and the objects it names.
@@ -21,7 +21,7 @@ pub struct Image {
     /// The manifest's file.
     pub manifest: PathBuf,
     /// Its objects.
-    pub index: Arc<ObjectIndex>,
+    pub index: Arc<ImageIndex>,
     /// How it wants to be run, if it came from an OCI image.
     pub config: Option<ImageConfig>,
 }
@@ -56,7 +56,7 @@ pub struct ImageSummary {
     /// The manifest's size in bytes.
     pub manifest_bytes: u64,
     /// How many objects it has.
-    pub objects: usize,
+    pub objects: u64,
     /// The sizes of its objects together, in bytes.
     pub object_bytes: u64,
     /// Its processor architecture as OCI names it, if it says.

@@ -9,12 +9,14 @@ use lazyroot_proto::ObjectId;
 
 use super::name::ImageName;
 use super::progress::Progress;
-use super::repo::Store;
+use super::repo::{Rehash, Store};
 
 #[cfg(target_os = "linux")]
 pub(super) use super::composefs::forget_name;
 #[cfg(target_os = "linux")]
 use super::composefs::import as import_here;
+#[cfg(target_os = "linux")]
+pub(super) use super::composefs::{locked_for_collection, repair};
 
 /// Where an image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +124,17 @@ impl fmt::Display for Source {
 }
 
 impl Source {
+    /// The same with a path that means the same from every folder.
+    pub fn absolute(&self) -> Self {
+        let text = |path: &str| std::path::absolute(path).ok().and_then(|path| path.to_str().map(str::to_owned));
+        match self {
+            Self::Directory(path) => Self::Directory(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+            Self::OciLayout(path) => Self::OciLayout(text(path).unwrap_or_else(|| path.clone())),
+            Self::OciArchive(path) => Self::OciArchive(text(path).unwrap_or_else(|| path.clone())),
+            other => other.clone(),
+        }
+    }
+
     /// The name an image from here gets if none is asked for.
     pub fn default_name(&self) -> ImageName {
         match self {
@@ -171,13 +184,39 @@ pub(super) struct Imported {
 }
 
 /// Brings all of an image but its name into the store, and to the disk.
-pub(super) fn import(store: &Store, from: &Source, name: &ImageName, progress: &Progress) -> Result<Imported> {
-    import_here(store, from, name, progress)
+pub(super) fn import(
+    store: &Store,
+    from: &Source,
+    name: &ImageName,
+    rehash: Rehash,
+    progress: &Progress,
+) -> Result<Imported> {
+    import_here(store, from, name, rehash, progress)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn import_here(_store: &Store, from: &Source, _name: &ImageName, _progress: &Progress) -> Result<Imported> {
+fn import_here(
+    _store: &Store,
+    from: &Source,
+    _name: &ImageName,
+    _rehash: Rehash,
+    _progress: &Progress,
+) -> Result<Imported> {
     anyhow::bail!("cannot import {from}: importing needs Linux, for example the podman machine")
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn repair(_store: &Store, from: &Source, _names: &[String], _progress: &Progress) -> Result<ObjectId> {
+    anyhow::bail!("cannot import {from}: importing needs Linux, for example the podman machine")
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn locked_for_collection<T>(
+    _store: &Store,
+    _how: super::gc::Collect,
+    _collect: impl FnOnce(super::gc::Streams) -> Result<T>,
+) -> Result<T> {
+    anyhow::bail!("garbage is collected on Linux, for example in the podman machine")
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -3,7 +3,7 @@
 //! The reader is `erofs-rs`, not composefs' own: it compiles everywhere (the composefs crates do only on Linux)
 //! and reads an image lazily, so looking up one file does not build a tree of all of them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::ops::{Bound, RangeBounds};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -17,13 +17,20 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use rustix::fs::FileType;
 
+use super::content;
+use super::listing::{Folder, Listing, Name};
 use super::source::{Object, ObjectSource};
+use super::walk::{TreeEntry, Walk};
+use crate::text::printable_name;
 
 /// Symbolic links followed before a path counts as a loop, as in Linux.
 const MAX_LINKS: usize = 40;
 
 /// The largest file that is read whole, in bytes: kernels and initramfs images are far below.
 const MAX_FILE: u64 = 1 << 30;
+
+/// What is said of a manifest before what `erofs-rs` says.
+pub(super) const DAMAGED: &str = "the manifest is damaged";
 
 /// The xattr that names a file's object, relative to the data layer's root: `/ab/cdef...`.
 const REDIRECT: &[u8] = b"trusted.overlay.redirect";
@@ -138,22 +145,16 @@ impl Tree {
     /// If there is no such file, it is larger than 1 GiB, or its object is missing or damaged.
     pub fn read_file(&self, source: &dyn ObjectSource, path: impl AsRef<Path>) -> Result<Vec<u8>> {
         let path = path.as_ref();
-        let node = self.lookup(path)?.ok_or_else(|| anyhow!("the image has no file {}", path.display()))?;
-        let Node::File { size, content } = node else { bail!("{} is no regular file in the image", path.display()) };
-        ensure!(size <= MAX_FILE, "{} is too large to read whole: {size} bytes", path.display());
+        let node = self.lookup(path)?.ok_or_else(|| anyhow!("the image has no file {}", shown(path)))?;
+        let Node::File { size, content } = node else { bail!("{} is no regular file in the image", shown(path)) };
+        ensure!(size <= MAX_FILE, "{} is too large to read whole: {size} bytes", shown(path));
         match content {
             Content::Inline(data) => Ok(data),
             Content::Hole => Ok(vec![0; size as usize]),
             Content::Object(id) => {
-                let mut data = vec![0; size as usize];
-                source
-                    .read(&Object { id, size }, 0, &mut data)
-                    .with_context(|| format!("cannot read {}", path.display()))?;
-                ensure!(
-                    verity::digest(self.algorithm, &data) == id,
-                    "{} cannot be trusted: object {id} is damaged; import the image again",
-                    path.display()
-                );
+                let mut data = Vec::with_capacity(size as usize);
+                content::copy(source, &Object { id, size }, &mut data)
+                    .with_context(|| format!("cannot read {}", shown(path)))?;
                 Ok(data)
             }
         }
@@ -167,13 +168,12 @@ impl Tree {
         let mut objects = Vec::new();
         let mut known = HashSet::new();
         let mut seen = HashSet::new();
-        for entry in self.erofs.walk_dir("/")? {
+        for entry in self.walk("/")? {
             let entry = entry?;
             // Names of one hard-linked file share the inode, so its xattrs are read once.
-            if !entry.inode.is_file() || !seen.insert(entry.inode.id()) {
-                continue;
-            }
-            if let Some(id) = self.redirect(&entry.inode)?
+            if entry.is_file()
+                && seen.insert(entry.inode.id())
+                && let Some(id) = self.object(&entry)?
                 && known.insert(id)
             {
                 objects.push((id, entry.inode.data_size()));
@@ -187,9 +187,9 @@ impl Tree {
     /// # Errors
     /// If the manifest is damaged.
     pub fn census(&self) -> Result<Census> {
-        let mut census = Census { directories: 1, ..Census::default() };
+        let mut census = Census::default();
         let mut seen = HashSet::new();
-        for entry in self.erofs.walk_dir("/")? {
+        for entry in self.walk("/")? {
             let inode = entry?.inode;
             if inode.is_dir() {
                 census.directories += 1;
@@ -197,16 +197,111 @@ impl Tree {
                 census.symlinks += u64::from(inode.is_symlink());
                 if inode.is_file() {
                     census.files += 1;
-                    census.bytes += inode.data_size();
+                    census.bytes = census.bytes.saturating_add(inode.data_size());
                 }
             }
         }
         Ok(census)
     }
 
+    /// The file at `path` without following a symbolic link at its end (those on the way are followed inside the
+    /// image, and one at the end too if `path` ends with a slash); `None` if there is none.
+    ///
+    /// # Errors
+    /// If links lead in a circle or the manifest is damaged.
+    pub fn entry(&self, path: impl AsRef<Path>) -> Result<Option<TreeEntry>> {
+        let path = path.as_ref();
+        let last = if path.as_os_str().as_bytes().ends_with(b"/") { LastLink::Follow } else { LastLink::Keep };
+        let found = self.resolve(path, last)?;
+        Ok(found.map(|(path, inode)| TreeEntry::new(OsString::from_vec(path).into(), 0, inode)))
+    }
+
+    /// Everything below `path` in manifest order (a folder before what is in it, names in byte order), `path`'s own
+    /// entry first. Nothing for a path that leads nowhere.
+    ///
+    /// # Errors
+    /// As [`Tree::entry`]; each step may find the manifest damaged, see [`Walk`].
+    pub fn walk(&self, path: impl AsRef<Path>) -> Result<Walk<'_>> {
+        Walk::new(&self.erofs, self.entry(path)?, None)
+    }
+
+    /// What is below `path`, folder by folder (see [`Listing`]): everything, or the first so many levels, 1 or more.
+    ///
+    /// # Errors
+    /// As [`Tree::walk`], and if `path` leads to no folder.
+    pub fn listing(&self, path: impl AsRef<Path>, levels: Option<usize>) -> Result<Listing> {
+        Listing::new(Walk::new(&self.erofs, self.entry(path)?, levels)?)
+    }
+
+    /// A file of a listing again.
+    ///
+    /// # Errors
+    /// If the manifest is damaged.
+    pub fn listed(&self, folder: &Folder, name: &Name) -> Result<TreeEntry> {
+        let path = folder.path.join(OsStr::from_bytes(&name.name));
+        Ok(TreeEntry::new(path, folder.depth + 1, self.erofs.get_inode(name.inode)?))
+    }
+
+    /// The object that holds the content of a regular file, if one does.
+    ///
+    /// # Errors
+    /// If the manifest is damaged.
+    pub fn object(&self, entry: &TreeEntry) -> Result<Option<ObjectId>> {
+        self.redirect(&entry.inode)
+    }
+
+    /// What a file of a walk is: where its content is or where it points to.
+    ///
+    /// # Errors
+    /// If the manifest is damaged.
+    pub fn node_of(&self, entry: &TreeEntry) -> Result<Node> {
+        self.node(&entry.inode)
+    }
+
+    /// Where a symbolic link points to; `None` for anything else.
+    ///
+    /// # Errors
+    /// If the manifest is damaged.
+    pub fn target(&self, entry: &TreeEntry) -> Result<Option<PathBuf>> {
+        entry.inode.is_symlink().then(|| self.link_target(&entry.inode)).transpose()
+    }
+
+    /// A file's extended attributes as a program in a guest sees them.
+    ///
+    /// # Errors
+    /// If the manifest is damaged.
+    pub fn attributes(&self, entry: &TreeEntry) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        // An attribute of the overlay that is the image's own is escaped with one more `overlay.`
+        // (Documentation/filesystems/overlayfs.rst, "Nesting overlayfs mounts").
+        let unescaped = |(name, value): (Vec<u8>, Vec<u8>)| match name.strip_prefix(b"trusted.overlay.") {
+            None => Some((name, value)),
+            Some(inner) => inner.starts_with(b"overlay.").then(|| ([b"trusted.".as_slice(), inner].concat(), value)),
+        };
+        Ok(self.erofs.xattrs_inode(entry.inode)?.into_iter().filter_map(unescaped).collect())
+    }
+
+    /// Reads all of a regular file's bytes into `to`, checked against the digest of its object. Little of it is in
+    /// memory at a time.
+    ///
+    /// # Errors
+    /// If it is no regular file, its object is missing or damaged (then a part may have been written), or `to`
+    /// fails.
+    pub fn copy_file(&self, source: &dyn ObjectSource, entry: &TreeEntry, to: &mut dyn std::io::Write) -> Result<()> {
+        match self.node(&entry.inode)? {
+            Node::File { content: Content::Inline(data), .. } => Ok(to.write_all(&data)?),
+            Node::File { size, content: Content::Hole } => content::zeros(size, to),
+            Node::File { size, content: Content::Object(id) } => content::copy(source, &Object { id, size }, to),
+            _ => bail!("{} is no regular file", shown(&entry.path)),
+        }
+    }
+
     /// Walks `path` from the image's root as `chroot` would: neither `..` nor absolute links lead out.
     /// Returns the path without links and its inode.
     fn follow(&self, path: &Path) -> Result<Option<(Vec<u8>, Inode)>> {
+        self.resolve(path, LastLink::Follow)
+    }
+
+    fn resolve(&self, path: &Path, last: LastLink) -> Result<Option<(Vec<u8>, Inode)>> {
         let mut todo: Vec<Vec<u8>> = components(path.as_os_str().as_bytes());
         let mut links = 0;
         let mut here: Vec<(Vec<u8>, Inode)> = Vec::new();
@@ -225,9 +320,9 @@ impl Tree {
                 return Ok(None);
             }
             let Some(inode) = self.child(&join(&here), &name)? else { return Ok(None) };
-            if inode.is_symlink() {
+            if inode.is_symlink() && (last == LastLink::Follow || !todo.is_empty()) {
                 links += 1;
-                ensure!(links <= MAX_LINKS, "too many symbolic links on the way to {}", path.display());
+                ensure!(links <= MAX_LINKS, "too many symbolic links on the way to {}", shown(path));
                 let target = self.erofs.read_link_inode(inode)?.into_vec();
                 if target.starts_with(b"/") {
                     here.clear();
@@ -242,8 +337,8 @@ impl Tree {
     }
 
     fn child(&self, dir: &[u8], name: &[u8]) -> Result<Option<Inode>> {
-        for entry in self.erofs.read_dir(dir)? {
-            let entry = entry?;
+        for entry in self.erofs.read_dir(dir).context(DAMAGED)? {
+            let entry = entry.context(DAMAGED)?;
             if entry.dir_entry.file_name() == name {
                 return Ok(Some(entry.inode).filter(|inode| !is_whiteout(inode)));
             }
@@ -254,13 +349,14 @@ impl Tree {
     fn node(&self, inode: &Inode) -> Result<Node> {
         Ok(match inode.file_type() {
             FileType::Directory => Node::Directory,
-            FileType::Symlink => {
-                let target = self.erofs.read_link_inode(*inode)?.into_vec();
-                Node::Symlink { target: OsString::from_vec(target).into() }
-            }
+            FileType::Symlink => Node::Symlink { target: self.link_target(inode)? },
             FileType::RegularFile => Node::File { size: inode.data_size(), content: self.content(inode)? },
             _ => Node::Special,
         })
+    }
+
+    fn link_target(&self, inode: &Inode) -> Result<PathBuf> {
+        Ok(OsString::from_vec(self.erofs.read_link_inode(*inode)?.into_vec()).into())
     }
 
     fn content(&self, inode: &Inode) -> Result<Content> {
@@ -293,7 +389,7 @@ impl Tree {
         let Some(redirect) = xattrs.get(REDIRECT) else { return Ok(None) };
         let id = parse_redirect(redirect).filter(|id| id.algorithm() == self.algorithm);
         id.map(Some).with_context(|| {
-            format!("the manifest redirects to no object: {:?}", OsStr::from_bytes(redirect).display())
+            format!("the manifest is damaged: it redirects to '{}', which is no object", printable_name(redirect))
         })
     }
 }
@@ -308,13 +404,24 @@ fn parse_redirect(redirect: &[u8]) -> Option<ObjectId> {
 
 /// The overlay's own entries: a 0/0 device hides a name. composefs puts 256 of them into the root (`00`..`ff`)
 /// so that the data layer's folders are not seen through.
-fn is_whiteout(inode: &Inode) -> bool {
+pub(super) fn is_whiteout(inode: &Inode) -> bool {
     inode.file_type() == FileType::CharacterDevice && inode.device() == Some((0, 0))
 }
 
 /// The names of a path, last first.
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
     path.split(|&byte| byte == b'/').rev().filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+/// What to do with a symbolic link at the end of a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LastLink {
+    Follow,
+    Keep,
+}
+
+fn shown(path: &Path) -> String {
+    printable_name(path.as_os_str().as_bytes())
 }
 
 fn join(path: &[(Vec<u8>, Inode)]) -> Vec<u8> {
@@ -327,7 +434,7 @@ fn join(path: &[(Vec<u8>, Inode)]) -> Vec<u8> {
 }
 
 /// A manifest in memory. Not mapped: a file that shrinks under a mapping kills the process.
-struct Bytes(Vec<u8>);
+pub(super) struct Bytes(Vec<u8>);
 
 impl Backend for Bytes {
     fn get<R: RangeBounds<u64>>(&self, range: R) -> Option<&[u8]> {

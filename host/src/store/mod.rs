@@ -3,15 +3,24 @@
 mod cache;
 mod chain;
 #[cfg(target_os = "linux")]
+mod checked;
+#[cfg(target_os = "linux")]
 mod composefs;
 mod config;
+mod content;
+mod copy_out;
+mod diff;
 mod elsewhere;
 mod files;
+mod gc;
 mod image;
 mod import;
+mod index;
+mod listing;
 mod manifest;
 mod name;
 mod nowait;
+mod pins;
 #[cfg(target_os = "linux")]
 mod podman;
 mod profile;
@@ -19,23 +28,41 @@ mod progress;
 mod recent;
 mod repo;
 mod repository;
+#[cfg(target_os = "linux")]
+mod seen;
 mod source;
+mod stats;
 mod upstream;
+mod usage;
+mod verify;
+mod walk;
 
 pub use cache::CacheSize;
 #[cfg(target_os = "linux")]
 pub use composefs::serve_if_storage_helper;
 pub use config::ImageConfig;
+pub use copy_out::{LeftOut, copy_out};
+pub use diff::{Aspect, Change, Fetch};
 pub use elsewhere::Elsewhere;
+pub use gc::{Collect, Collected};
 pub use image::{Image, ImageSummary};
 pub use import::Source;
+pub use index::ImageIndex;
+pub use listing::{Folder, Listing, Name};
 pub use manifest::{Census, Content, Node, Tree};
 pub use name::{ImageName, ParseNameError};
+pub use pins::{Pin, PinRecord};
+#[cfg(target_os = "linux")]
+pub use podman::storage_root as podman_storage;
 pub use profile::{BOOT, Entry, Profile, ProfileFile};
 pub use progress::Progress;
-pub use repo::{Removed, Store};
+pub use repo::{Rehash, Removed, Store};
 pub use repository::RepositorySource;
 pub use source::{Object, ObjectError, ObjectSource};
+pub use stats::StoreStats;
 pub use upstream::{
     Address as UpstreamAddress, Compression as UpstreamCompression, Pushed, Spec as UpstreamSpec, Traffic,
 };
+pub use usage::Usage;
+pub use verify::{Damage, Verified};
+pub use walk::{Kind, TreeEntry, Walk};

@@ -13,7 +13,7 @@ use rustix::io;
 use rustix::mount::OpenTreeFlags;
 
 /// Where podman keeps its images, as composefs finds it: by variable, the user's own, the system's.
-pub(super) fn storage_root() -> Option<PathBuf> {
+pub fn storage_root() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let candidates = [
         variable("CONTAINERS_STORAGE_ROOT"),

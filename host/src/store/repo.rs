@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{Algorithm, ObjectId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -22,6 +21,7 @@ use super::elsewhere::Elsewhere;
 use super::files::{Files, remove_if_there};
 use super::image::{Image, ImageSummary};
 use super::import::{self, Source};
+use super::index::{self, ImageIndex};
 use super::manifest::Tree;
 use super::name::ImageName;
 use super::profile::ProfileFile;
@@ -42,6 +42,8 @@ pub struct Store {
     pub(super) files: Files,
     pub(super) source: Arc<RepositorySource>,
     elsewhere: Option<Arc<Elsewhere>>,
+    /// Features of the repository that only a newer lazyroot may write with.
+    unknown_features: Vec<String>,
 }
 
 /// What became of an image that was removed by name.
@@ -66,10 +68,17 @@ struct Meta {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct Features {
     #[serde(default)]
     incompatible: Vec<String>,
+    #[serde(default)]
+    read_only_compatible: Vec<String>,
 }
+
+/// The one feature that a writer must know and we know (composefs' `known_features::RO_COMPAT`): manifests are of the
+/// C tools' version.
+const V1_EROFS: &str = "v1_erofs";
 
 /// What a name adds to its image: two images may differ in nothing but their configuration, and then share
 /// the manifest.
@@ -79,6 +88,19 @@ struct NameRecord {
     image: String,
     /// The OCI configuration.
     config: Option<serde_json::Value>,
+    /// Where the image was imported from, for a repair.
+    #[serde(default)]
+    source: Option<String>,
+}
+
+/// What of a source that was imported before is read again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rehash {
+    /// Files and objects that changed since, as far as their times tell.
+    #[default]
+    Changed,
+    /// Everything.
+    All,
 }
 
 impl Store {
@@ -140,7 +162,8 @@ impl Store {
         }
         let source = Arc::new(RepositorySource::open(&path)?);
         let files = Files::new(&path);
-        Ok(Self { path, algorithm, files, source, elsewhere: None })
+        let unknown_features = meta.features.read_only_compatible.into_iter().filter(|name| name != V1_EROFS).collect();
+        Ok(Self { path, algorithm, files, source, unknown_features, elsewhere: None })
     }
 
     /// The hash of every id in it.
@@ -243,7 +266,7 @@ impl Store {
             summaries.push(ImageSummary {
                 id,
                 manifest_bytes: fs::metadata(self.manifest(&id)).map_or(0, |meta| meta.len()),
-                objects: index.as_ref().map_or(0, |index| index.entries().len()),
+                objects: index.as_ref().map_or(0, |index| index.objects()),
                 object_bytes: index.as_ref().map_or(0, |index| index.total_bytes()),
                 architecture: self.config(&id, names.first().map(String::as_str)).map(|config| config.architecture),
                 names,
@@ -267,16 +290,18 @@ impl Store {
     /// If there is no such image, `name` is no valid name, or the repository cannot be written.
     pub fn tag(&self, image: &str, name: &str) -> Result<()> {
         let name: ImageName = name.parse()?;
+        self.ensure_changeable()?;
         let image = self.resolve(image)?;
         let config = self.config_document(&image.id, image.name.as_deref());
-        self.set_name(&name, &image.id, config.as_deref())
+        let source = image.name.as_deref().and_then(|name| self.source_of(&image.id, name));
+        self.set_name(&name, &image.id, config.as_deref(), source)
     }
 
     /// Takes a name away, and with the last one the image; a digest takes all of the image's names. Objects stay
     /// until garbage collection, for other images may have them too.
     ///
     /// # Errors
-    /// If there is no such image or the repository cannot be written.
+    /// If there is no such image, it is in use and would lose its last name, or the repository cannot be written.
     pub fn remove(&self, text: &str) -> Result<Removed> {
         let (id, names) = if let Some((name, id)) = self.find_name(text)? {
             (id, vec![name])
@@ -285,7 +310,11 @@ impl Store {
         } else {
             return Err(self.unknown(text));
         };
+        self.ensure_changeable()?;
         let _lock = self.lock()?;
+        if self.names_of(&id)?.iter().all(|name| names.contains(name)) {
+            self.ensure_unused(&id)?;
+        }
         for name in &names {
             import::forget_name(self, name)?;
             remove_if_there(&self.name_path(name))?;
@@ -294,8 +323,8 @@ impl Store {
         let remaining = self.names_of(&id)?;
         if remaining.is_empty() {
             remove_if_there(&self.manifest(&id))?;
-            for kind in ["index", "config"] {
-                self.files.remove(&format!("{kind}/{}", id.to_hex()))?;
+            for folder in index::FOLDERS {
+                self.files.remove(&format!("{folder}/{}", id.to_hex()))?;
             }
             return Ok(Removed::Image);
         }
@@ -328,18 +357,33 @@ impl Store {
     /// # Errors
     /// If the source cannot be read, the store cannot be written or `name` is no valid name.
     pub fn import(&self, from: &Source, name: Option<&str>, progress: &Progress) -> Result<Image> {
+        self.import_again(from, name, Rehash::Changed, progress)
+    }
+
+    /// Like [`Store::import`], with a say in what is read again of a source that was imported before.
+    ///
+    /// # Errors
+    /// As [`Store::import`].
+    pub fn import_again(
+        &self,
+        from: &Source,
+        name: Option<&str>,
+        rehash: Rehash,
+        progress: &Progress,
+    ) -> Result<Image> {
         let name = name.map_or_else(|| Ok(from.default_name()), str::parse)?;
+        self.ensure_changeable()?;
         // Until the image has a name, garbage collection would take it.
         let _lock = self.lock()?;
         self.files.sweep();
-        let imported = import::import(self, from, &name, progress)?;
+        let imported = import::import(self, from, &name, rehash, progress)?;
         let id = imported.id;
         let hex = id.to_hex();
         self.index(&id)?;
         if let Some(config) = &imported.config {
             self.files.write_durably(&format!("config/{hex}"), config)?;
         }
-        self.set_name(&name, &id, imported.config.as_deref())?;
+        self.set_name(&name, &id, imported.config.as_deref(), Some(from.absolute().to_string()))?;
         self.open_image(id, Some(name.to_string()))
     }
 
@@ -349,24 +393,9 @@ impl Store {
         Ok(Image { id, manifest: self.manifest(&id), index, config, name })
     }
 
-    /// The image's object index: as it was written at the import, or computed again.
-    pub(super) fn index(&self, id: &ObjectId) -> Result<ObjectIndex> {
-        let name = format!("index/{}", id.to_hex());
-        if let Ok(bytes) = self.files.read(&name)
-            && let Ok(index) = ObjectIndex::from_bytes(&bytes)
-            && index.algorithm() == self.algorithm
-        {
-            return Ok(index);
-        }
-        let path = self.manifest(id);
-        let manifest = fs::read(&path)
-            .with_context(|| format!("cannot read the manifest {}: import the image again", path.display()))?;
-        let index =
-            Tree::new(id, manifest)?.objects().with_context(|| format!("cannot read the manifest of image {id}"))?;
-        if let Err(error) = self.files.write(&name, &index.to_bytes()) {
-            tracing::debug!("the object index of {id} stays in memory: {error}");
-        }
-        Ok(index)
+    /// What is known of the image's objects.
+    pub(super) fn index(&self, id: &ObjectId) -> Result<ImageIndex> {
+        ImageIndex::open(&self.files, *id, self.manifest(id))
     }
 
     fn config(&self, id: &ObjectId, name: Option<&str>) -> Option<ImageConfig> {
@@ -377,21 +406,29 @@ impl Store {
     }
 
     /// The OCI configuration that came with the image under this name, or with its last import.
-    fn config_document(&self, id: &ObjectId, name: Option<&str>) -> Option<Vec<u8>> {
+    pub fn config_document(&self, id: &ObjectId, name: Option<&str>) -> Option<Vec<u8>> {
         if let Some(name) = name
-            && let Ok(record) = self.files.read(&format!("refs/{name}"))
-            && let Ok(record) = serde_json::from_slice::<NameRecord>(&record)
-            && record.image == id.to_hex()
+            && let Some(record) = self.name_record(id, name)
         {
             return record.config.map(|config| config.to_string().into_bytes());
         }
         self.files.read(&format!("config/{}", id.to_hex())).ok()
     }
 
-    fn set_name(&self, name: &ImageName, id: &ObjectId, config: Option<&[u8]>) -> Result<()> {
+    /// Where the image with this name was imported from, if that is known.
+    pub(super) fn source_of(&self, id: &ObjectId, name: &str) -> Option<String> {
+        self.name_record(id, name)?.source
+    }
+
+    fn name_record(&self, id: &ObjectId, name: &str) -> Option<NameRecord> {
+        let record = self.files.read(&format!("refs/{name}")).ok()?;
+        serde_json::from_slice(&record).ok().filter(|record: &NameRecord| record.image == id.to_hex())
+    }
+
+    fn set_name(&self, name: &ImageName, id: &ObjectId, config: Option<&[u8]>, source: Option<String>) -> Result<()> {
         let _lock = self.lock()?;
         let config = config.map(serde_json::from_slice).transpose().context("the image's configuration is no JSON")?;
-        let record = NameRecord { image: id.to_hex(), config };
+        let record = NameRecord { image: id.to_hex(), config, source };
         let path = self.name_path(name.as_str());
         let written = (|| {
             self.files.write_durably(&format!("refs/{name}"), &serde_json::to_vec(&record)?)?;
@@ -401,6 +438,35 @@ impl Store {
             anyhow::Ok(())
         })();
         written.with_context(|| format!("cannot name the image {name} in {}", self.path.display()))
+    }
+
+    /// The image's id by name or digest, as [`Store::resolve`] finds it. Nothing of the image is read.
+    ///
+    /// # Errors
+    /// If there is no such image.
+    pub fn find_id(&self, text: &str) -> Result<ObjectId> {
+        if let Some((_, id)) = self.find_name(text)? {
+            return Ok(id);
+        }
+        self.find_digest(text)?.ok_or_else(|| self.unknown(text))
+    }
+
+    /// The files of an image, read from its manifest. Of an image that cannot be served, because its tree cannot be
+    /// walked, too.
+    ///
+    /// # Errors
+    /// If the manifest cannot be read or does not match the id.
+    pub fn tree(&self, id: &ObjectId) -> Result<Tree> {
+        let path = self.manifest(id);
+        let manifest = fs::read(&path).with_context(|| format!("cannot read the manifest {}", path.display()))?;
+        Tree::new(id, manifest)
+    }
+
+    /// Where files are on their way to somewhere else in the repository.
+    pub(super) fn temporary_dir(&self) -> Result<PathBuf> {
+        let dir = self.files.path("tmp");
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(dir)
     }
 
     /// The image that a name stands for, with the name as it is stored. Names that other tools gave need no tag.
@@ -438,7 +504,7 @@ impl Store {
     }
 
     /// The ids of all images.
-    fn ids(&self) -> Result<Vec<ObjectId>> {
+    pub(super) fn ids(&self) -> Result<Vec<ObjectId>> {
         let dir = self.path.join("images");
         let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
@@ -455,7 +521,7 @@ impl Store {
     }
 
     /// Every name and its image, sorted by name.
-    fn names(&self) -> Result<Vec<(String, ObjectId)>> {
+    pub(super) fn names(&self) -> Result<Vec<(String, ObjectId)>> {
         let mut names = Vec::new();
         let mut todo = vec![String::new()];
         while let Some(prefix) = todo.pop() {
@@ -506,7 +572,7 @@ impl Store {
         hex.parse().ok().filter(|id: &ObjectId| id.algorithm() == self.algorithm && id.to_hex() == hex)
     }
 
-    fn manifest(&self, id: &ObjectId) -> PathBuf {
+    pub(super) fn manifest(&self, id: &ObjectId) -> PathBuf {
         self.path.join("images").join(id.to_hex())
     }
 
@@ -514,8 +580,19 @@ impl Store {
         self.path.join("images/refs").join(name)
     }
 
+    /// Fails if the repository may only be read by this version.
+    pub(super) fn ensure_changeable(&self) -> Result<()> {
+        ensure!(
+            self.unknown_features.is_empty(),
+            "the store {} can be read but not changed by this lazyroot: it has the features {:?}; update lazyroot",
+            self.path.display(),
+            self.unknown_features
+        );
+        Ok(())
+    }
+
     /// Keeps composefs' garbage collection out while names change.
-    fn lock(&self) -> Result<File> {
+    pub(super) fn lock(&self) -> Result<File> {
         let lock = File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))?;
         rustix::fs::flock(&lock, FlockOperation::LockShared).context("cannot lock the store")?;
         Ok(lock)

@@ -115,9 +115,18 @@ impl RepositorySource {
         (verity::digest_of_leaves(id.algorithm(), &leaves, size) == Some(*id)).then_some(leaves)
     }
 
+    /// Reads all of an object. Its size in bytes, if its content matches its id.
+    pub(super) fn check(&self, id: &ObjectId) -> Result<u64, ObjectError> {
+        let file = self.file(id, Keep::Closed)?;
+        self.compute_leaves(id, &file)?;
+        Ok(file.metadata().map_err(|error| object_error(*id, error))?.len())
+    }
+
     fn compute_leaves(&self, id: &ObjectId, file: &File) -> Result<Vec<u8>, ObjectError> {
         let mut hasher = LeafHasher::new(id.algorithm());
-        let mut chunk = vec![0; CHUNK];
+        let size = file.metadata().map_err(|error| object_error(*id, error))?.len();
+        // Most objects are small.
+        let mut chunk = vec![0; size.clamp(1, CHUNK as u64) as usize];
         let mut offset = 0;
         loop {
             match file.read_at(&mut chunk, offset) {

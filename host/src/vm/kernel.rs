@@ -198,6 +198,22 @@ impl Kernels {
         Ok(Some(kernel))
     }
 
+    /// Forgets what is remembered of images that `is_there` does not know; how many those were.
+    ///
+    /// # Errors
+    /// If the memory cannot be read or written.
+    pub fn forget_images(&self, is_there: impl Fn(&str) -> bool) -> Result<u64> {
+        let mut forgotten = 0;
+        for entry in fs::read_dir(&self.without)? {
+            let entry = entry?;
+            if !entry.file_name().to_str().is_some_and(&is_there) {
+                fs::remove_file(entry.path())?;
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
+    }
+
     /// All imported kernels, the newest release last.
     pub fn list(&self) -> Result<Vec<Kernel>> {
         let mut kernels = Vec::new();

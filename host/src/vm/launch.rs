@@ -32,7 +32,7 @@ use super::volume::Volume;
 use super::{factory, initramfs};
 use crate::home::Home;
 use crate::serve::{BoxStream, Catalog, Endpoint, Hub, Listener, ServedImage, Server, Snapshot, printable};
-use crate::store::{Image, Store, Traffic};
+use crate::store::{Image, Pin, Store, Traffic};
 
 /// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
 /// on an idle machine; ten times that on a busy one is still a VM that comes up.
@@ -144,7 +144,7 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
         guest_clock_mounted: timings.guest_clock_mounted,
         served: vm.server.stats().snapshot(),
         image_bytes: launch.image.index.total_bytes(),
-        image_objects: launch.image.index.entries().len() as u64,
+        image_objects: launch.image.index.objects(),
         disk_bytes_written,
         upstream: store.elsewhere().map(|elsewhere| elsewhere.traffic()),
     };
@@ -265,6 +265,7 @@ struct Vm {
     console: Option<ConsoleLog>,
     accelerator: &'static str,
     instance: Instance,
+    _pin: Option<Pin>,
 }
 
 impl Vm {
@@ -283,6 +284,7 @@ impl Vm {
         let mut record = record(launch, &kernel);
         record.ports = ports.iter().map(|port| port.map.clone()).collect();
         let instance = Vms::open(home)?.create(record)?;
+        let pin = store.pin(&launch.image, &format!("VM {}", instance.name()))?;
         let vsock_port = hypervisor.vsock_port();
         let (console, console_log) = match sitter {
             Sitter::Us => (Console::Stdio, None),
@@ -309,7 +311,10 @@ impl Vm {
         let listener = Listener::bind(&endpoint)?;
         let control_listener = Control::listen(instance.dir())?;
         let hub = Arc::new(Hub::with_settings(&settings(launch, &shares, hypervisor.network_settings(network))?));
-        let served = ServedImage::open(&launch.image, store.source())?.with_profile(store.profile(&launch.image.id));
+        let (image, source, profile) = (launch.image.clone(), store.source(), store.profile(&launch.image.id));
+        let catalog = Catalog::on_demand(image.id, move || {
+            Ok(ServedImage::open(&image, source.clone())?.with_profile(profile.clone()))
+        });
         let watch = Arc::<OnceLock<Arc<Watch>>>::default();
         let on_event = {
             let watch = watch.clone();
@@ -319,7 +324,7 @@ impl Vm {
                 }
             }
         };
-        let server = Arc::new(Server::new(Catalog::of([served]), Some(hub.clone()), on_event));
+        let server = Arc::new(Server::new(catalog, Some(hub.clone()), on_event));
         let stats = server.clone();
         let watch = watch.get_or_init(|| Watch::new(move || stats.stats().snapshot())).clone();
         let (control, orders) = Control::new(hub.clone(), watch.clone());
@@ -343,6 +348,7 @@ impl Vm {
             console: console_log,
             accelerator,
             instance,
+            _pin: pin,
         })
     }
 

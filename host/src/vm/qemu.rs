@@ -91,7 +91,11 @@ pub fn program(arch: Arch) -> Result<PathBuf> {
     })
 }
 
-fn vhost_device_vsock(home: &Home) -> Result<PathBuf> {
+/// The vsock daemon of this machine.
+///
+/// # Errors
+/// If it is not installed.
+pub fn vhost_device_vsock(home: &Home) -> Result<PathBuf> {
     const NAME: &str = "vhost-device-vsock";
     const VARIABLE: &str = "LAZYROOT_VHOST_DEVICE_VSOCK";
     if let Some(path) = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {

@@ -79,7 +79,8 @@ async fn push_objects(
 ) -> Result<Pushed> {
     let mut pushed = Pushed::default();
     let mut under_way = JoinSet::new();
-    let mut left = image.index.entries().iter();
+    let index = image.index.load()?;
+    let mut left = index.entries().iter();
     loop {
         while under_way.len() < PARALLEL
             && let Some(&(id, size)) = left.next()
@@ -211,7 +212,7 @@ async fn push_image(
     let put = async |path: Path, bytes: Vec<u8>| store.put(&path, bytes.into()).await.map_err(|error| plain(&error));
     let manifest = tokio::fs::read(&image.manifest).await.context("cannot read the manifest")?;
     ensure!(verity::digest(image.id.algorithm(), &manifest) == image.id, "the manifest of {} is damaged", image.id);
-    let index = image.index.to_bytes();
+    let index = image.index.read()?;
     let config = image.config.as_ref().map(|config| serde_json::from_slice(&config.to_oci())).transpose()?;
     let record = ImageRecord { manifest_size: manifest.len() as u64, index_size: index.len() as u64, config };
     put(image_path(&image.id, "manifest"), manifest).await?;

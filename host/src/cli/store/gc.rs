@@ -1,0 +1,55 @@
+//! `lazyroot store gc`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use indicatif::HumanBytes;
+
+use super::{Context, Format, output, shown};
+use crate::store::{Collect, Store};
+use crate::text::printable;
+use crate::vm::kernel::Kernels;
+
+/// Arguments of `store gc`.
+#[derive(clap::Args)]
+pub struct GcArgs {
+    /// Remove nothing, and say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// How to print what was removed
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+pub(super) fn gc(args: &GcArgs, store: &Store, context: &Context) -> Result<ExitCode> {
+    let collected = store.collect(if args.dry_run { Collect::DryRun } else { Collect::Really })?;
+    if !args.dry_run {
+        // Of this home, whichever store it is about: looking again costs one launch some milliseconds.
+        Kernels::open(&context.home)?.forget_images(|image| store.find_id(image).is_ok())?;
+    }
+    output(|out| {
+        if args.format == Format::Json {
+            serde_json::to_writer_pretty(&mut *out, &collected).map_err(std::io::Error::from)?;
+            return Ok(out.write_all(b"\n")?);
+        }
+        for image in &collected.images {
+            writeln!(out, "{} image {image}", if args.dry_run { "would remove" } else { "removed" })?;
+        }
+        for (image, users) in &collected.in_use {
+            writeln!(out, "kept image {image}: in use by {}", printable(&users.join(", ")))?;
+        }
+        for path in &collected.foreign {
+            writeln!(out, "left alone {}: it is no object", shown(path))?;
+        }
+        writeln!(
+            out,
+            "{} images, {} objects and {} other files; {} {}",
+            collected.images.len(),
+            collected.objects,
+            collected.files,
+            HumanBytes(collected.freed_bytes),
+            if args.dry_run { "would be freed" } else { "freed" },
+        )?;
+        Ok(())
+    })
+}

@@ -1,0 +1,93 @@
+//! What is remembered of objects that were seen to match their digests, so that an import can tell one that was
+//! changed since from one that was not, without reading either.
+//!
+//! Whoever writes to a file changes the time of its inode (ctime), which no program can set. So an object whose
+//! inode and ctime are as they were when it was checked is as it was then, but for what a failing disk does
+//! unasked: for that there is `lazyroot store verify`, and `image import --rehash`.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::Result;
+use lazyroot_proto::{ObjectId, verity};
+
+use super::repo::Store;
+
+/// The most images whose memory is looked through for the objects of a new one: the others' objects are read again.
+const MOST_IMAGES: usize = 64;
+
+/// Bytes of one entry: inode, seconds and nanoseconds of its ctime.
+const ENTRY: usize = 20;
+
+/// An object's file at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    inode: u64,
+    seconds: i64,
+    nanoseconds: u32,
+}
+
+impl Stamp {
+    pub(super) fn of(meta: &std::fs::Metadata) -> Self {
+        Self { inode: meta.ino(), seconds: meta.ctime(), nanoseconds: meta.ctime_nsec() as u32 }
+    }
+
+    /// Whether the file was made or written at or after the moment of `other`.
+    pub(super) fn is_since(&self, other: &Stamp) -> bool {
+        (self.seconds, self.nanoseconds) >= (other.seconds, other.nanoseconds)
+    }
+
+    fn to_bytes(self) -> [u8; ENTRY] {
+        let mut bytes = [0; ENTRY];
+        bytes[..8].copy_from_slice(&self.inode.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.seconds.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.nanoseconds.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        Self {
+            inode: u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")),
+            seconds: i64::from_le_bytes(bytes[8..16].try_into().expect("8 bytes")),
+            nanoseconds: u32::from_le_bytes(bytes[16..ENTRY].try_into().expect("4 bytes")),
+        }
+    }
+}
+
+impl Store {
+    /// The stamps of an image's objects when they were last checked, in manifest order; `None` if that is not known.
+    pub(super) fn checked(&self, image: &ObjectId) -> Option<Vec<Stamp>> {
+        let bytes = self.files.read(&format!("checked/{}", image.to_hex())).ok()?;
+        let (digest, stamps) = bytes.split_at_checked(image.algorithm().digest_len())?;
+        let sound =
+            stamps.len().is_multiple_of(ENTRY) && verity::digest(image.algorithm(), stamps).as_bytes() == digest;
+        sound.then(|| stamps.chunks_exact(ENTRY).map(Stamp::from_bytes).collect())
+    }
+
+    /// Remembers the stamps of an image's objects, in manifest order, its own first. They must be on disk.
+    pub(super) fn remember_checked(&self, image: &ObjectId, stamps: &[Stamp]) -> Result<()> {
+        let stamps: Vec<u8> = stamps.iter().flat_map(|stamp| stamp.to_bytes()).collect();
+        let digest = verity::digest(image.algorithm(), &stamps);
+        Ok(self.files.write(&format!("checked/{}", image.to_hex()), &[digest.as_bytes(), &stamps].concat())?)
+    }
+
+    /// What is remembered of these objects in the memory of any image.
+    pub(super) fn checked_anywhere(&self, objects: &[ObjectId]) -> HashMap<ObjectId, Stamp> {
+        let mut known = HashMap::new();
+        let mut wanted: std::collections::HashSet<ObjectId> = objects.iter().copied().collect();
+        for image in self.ids().unwrap_or_default().iter().take(MOST_IMAGES) {
+            if wanted.is_empty() {
+                break;
+            }
+            let Some(stamps) = self.checked(image) else { continue };
+            let Ok(index) = self.index(image).and_then(|index| index.read()) else { continue };
+            let Ok(entries) = lazyroot_proto::index::entries(&index) else { continue };
+            for (id, stamp) in std::iter::once(*image).chain(entries.map(|(id, _)| id)).zip(stamps) {
+                if wanted.remove(&id) {
+                    known.insert(id, stamp);
+                }
+            }
+        }
+        known
+    }
+}

@@ -1,0 +1,131 @@
+//! Pins: what keeps an image, whatever its names, while something uses it.
+//!
+//! A pin is a locked file in the store, for a store may be used from several homes. The kernel unlocks it however its
+//! process ends, so a file that nobody holds locked is a pin of the dead. It is locked before it has its name, so
+//! that nobody ever sees a living one unlocked.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use lazyroot_proto::ObjectId;
+use serde::{Deserialize, Serialize};
+
+use super::image::Image;
+use super::repo::Store;
+
+/// Keeps an image in its store until it is dropped.
+#[derive(Debug)]
+pub struct Pin {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        // One that stays is swept away by the next who looks.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// What a pin says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinRecord {
+    /// What uses the image, for people: `VM web`.
+    pub user: String,
+    /// Its process.
+    pub pid: u32,
+    /// The image's id in hex.
+    pub image: String,
+}
+
+impl Store {
+    /// Pins an image for `user`. `None` if the store cannot be written: then nobody of this user's rights can remove
+    /// anything from it either.
+    ///
+    /// # Errors
+    /// If the image was removed meanwhile.
+    pub fn pin(&self, image: &Image, user: &str) -> Result<Option<Pin>> {
+        let record = PinRecord { user: user.to_owned(), pid: std::process::id(), image: image.id.to_hex() };
+        let pin = match self.write_pin(&record) {
+            Ok(pin) => Some(pin),
+            Err(error) => {
+                let expected = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
+                if !expected.contains(&error.kind()) {
+                    tracing::warn!("cannot pin image {}: {error}; do not remove it while it is in use", image.id);
+                }
+                None
+            }
+        };
+        // Garbage collection takes an image's link away before it looks for pins, so one of us sees the other.
+        if fs::symlink_metadata(&image.manifest).is_err() {
+            bail!("image {} was removed meanwhile: import it again", image.id);
+        }
+        Ok(pin)
+    }
+
+    fn write_pin(&self, record: &PinRecord) -> io::Result<Pin> {
+        let dir = self.files.path("pins");
+        let temporary = self.files.path("tmp");
+        fs::create_dir_all(&dir)?;
+        fs::create_dir_all(&temporary)?;
+        let mut file = tempfile::Builder::new().prefix("").rand_bytes(12).tempfile_in(temporary)?;
+        file.as_file().lock()?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        let path = dir.join(file.path().file_name().expect("a file has a name"));
+        let lock = file.persist_noclobber(&path)?;
+        Ok(Pin { path, _lock: lock })
+    }
+
+    /// The pins of the living; those of the dead are removed.
+    ///
+    /// # Errors
+    /// If the pins cannot be read: then nobody can tell what is in use.
+    pub fn pins(&self) -> Result<Vec<PinRecord>> {
+        let dir = self.files.path("pins");
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            entries => entries.with_context(|| format!("cannot list {}", dir.display()))?,
+        };
+        let mut pins = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            let shown = path.display();
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                // Dropped this very moment.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot read the pin {shown}")),
+            };
+            match file.try_lock() {
+                Ok(()) => {
+                    let _ = fs::remove_file(&path);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let text = fs::read(&path).with_context(|| format!("cannot read the pin {shown}"))?;
+                    pins.push(serde_json::from_slice(&text).with_context(|| format!("the pin {shown} is damaged"))?);
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("cannot look at the pin {shown}"));
+                }
+            }
+        }
+        Ok(pins)
+    }
+
+    /// Fails if something uses the image, saying what.
+    pub(super) fn ensure_unused(&self, id: &ObjectId) -> Result<()> {
+        let hex = id.to_hex();
+        let pins = self.pins()?;
+        let users: Vec<String> = pins
+            .iter()
+            .filter(|pin| pin.image == hex)
+            .map(|pin| format!("{} (process {})", crate::text::printable(&pin.user), pin.pid))
+            .collect();
+        if !users.is_empty() {
+            bail!("image {id} is in use by {}: end that first", users.join(", "));
+        }
+        Ok(())
+    }
+}

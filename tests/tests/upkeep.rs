@@ -1,0 +1,469 @@
+//! Promises about a store that is kept in order: garbage, damage, memory of what was imported, and processes that are
+//! killed at any moment.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use lazyroot::store::Store;
+use lazyroot_proto::{Algorithm, ObjectId, verity};
+use lazyroot_tests::awkward::{awkward_tree, pattern};
+use lazyroot_tests::lazyroot::Lazyroot;
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn repository(lazyroot: &Lazyroot) -> PathBuf {
+    lazyroot.home().join("repository")
+}
+
+fn object_file(lazyroot: &Lazyroot, data: &[u8]) -> PathBuf {
+    let id = verity::digest(Algorithm::Sha256, data);
+    repository(lazyroot).join("objects").join(id.object_path())
+}
+
+/// Content that no other number has.
+fn content(number: u32, len: usize) -> Vec<u8> {
+    number.to_le_bytes().into_iter().cycle().take(len).collect()
+}
+
+/// A folder of files whose content is of these numbers.
+fn tree_of(numbers: impl IntoIterator<Item = u32>) -> TempDir {
+    let dir = TempDir::with_prefix("lr").unwrap();
+    for number in numbers {
+        fs::write(dir.path().join(number.to_string()), content(number, 5000)).unwrap();
+    }
+    dir
+}
+
+/// All files below a folder, with their sizes.
+fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let entry = entry.unwrap();
+        let meta = entry.metadata().unwrap();
+        match meta.is_dir() {
+            true => found.extend(files(&entry.path())),
+            false => found.push((entry.path(), meta.len())),
+        }
+    }
+    found.sort();
+    found
+}
+
+fn id_of(lazyroot: &Lazyroot, image: &str) -> String {
+    let text: Value = serde_json::from_str(&lazyroot.ok(["image", "inspect", image])).unwrap();
+    text["id"].as_str().unwrap().to_owned()
+}
+
+fn gc(lazyroot: &Lazyroot, options: &[&str]) -> Value {
+    let arguments = ["store", "gc", "--format", "json"];
+    serde_json::from_str(&lazyroot.ok(arguments.iter().chain(options))).unwrap()
+}
+
+/// Fails unless every object of every image that is there is sound.
+fn assert_sound(lazyroot: &Lazyroot) {
+    let output = lazyroot.run(["store", "verify"]);
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn garbage_goes_and_what_is_named_stays() {
+    let (lazyroot, one, two) = (Lazyroot::default(), tree_of(0..20), tree_of(10..30));
+    lazyroot.import(one.path(), "one");
+    lazyroot.import(two.path(), "two");
+    let kept = files(&repository(&lazyroot).join("objects"));
+    assert_eq!(gc(&lazyroot, &[])["objects"], 0);
+    assert_eq!(files(&repository(&lazyroot).join("objects")), kept);
+    let foreign = repository(&lazyroot).join("objects/00");
+    fs::create_dir_all(&foreign).unwrap();
+    let foreign = foreign.join("README");
+    fs::write(&foreign, "not yours").unwrap();
+    let one_id = id_of(&lazyroot, "one");
+    lazyroot.ok(["image", "rm", "one"]);
+    let dry = gc(&lazyroot, &["--dry-run"]);
+    // Its own ten objects and its manifest.
+    assert_eq!(dry["objects"], 11);
+    assert!(dry["freed_bytes"].as_u64().unwrap() > 10 * 5000);
+    assert_eq!(dry["foreign"], serde_json::json!([foreign]));
+    assert_eq!(files(&repository(&lazyroot).join("objects")).len(), kept.len() + 1);
+    assert_eq!(gc(&lazyroot, &[]), dry);
+    assert!(foreign.exists());
+    assert_eq!(files(&repository(&lazyroot).join("objects")).len(), kept.len() - 10);
+    assert_sound(&lazyroot);
+    assert!(lazyroot.error(["image", "inspect", &one_id]).contains("no image"));
+    lazyroot.ok(["image", "rm", "two"]);
+    gc(&lazyroot, &[]);
+    fs::remove_file(foreign).unwrap();
+    assert_eq!(files(&repository(&lazyroot).join("objects")), []);
+    for folder in ["index", "facts", "refs", "checked"] {
+        assert_eq!(files(&repository(&lazyroot).join("lazyroot").join(folder)), [], "{folder}");
+    }
+    // What was there once comes back whole.
+    lazyroot.import(one.path(), "one");
+    assert_sound(&lazyroot);
+}
+
+#[test]
+fn what_is_in_use_is_neither_removed_nor_collected() {
+    let (lazyroot, one, two) = (Lazyroot::default(), tree_of(0..20), tree_of(100..120));
+    lazyroot.import(one.path(), "one");
+    lazyroot.import(two.path(), "two");
+    let id = id_of(&lazyroot, "one");
+    let mount = lazyroot.mount("one", &[]);
+    let error = lazyroot.error(["image", "rm", "one"]);
+    assert!(error.contains("in use by the mount at") && error.contains("1 of 1"), "{error}");
+    // One of several names may go.
+    lazyroot.ok(["image", "tag", "one", "other"]);
+    lazyroot.ok(["image", "rm", "other"]);
+    // Another tool, or an import under the same name, may take the name away.
+    lazyroot.import(two.path(), "one");
+    let collected = gc(&lazyroot, &[]);
+    assert_eq!(collected["images"], serde_json::json!([]));
+    assert!(collected["in_use"][&id][0].as_str().unwrap().starts_with("the mount at "), "{collected}");
+    for number in 0..20 {
+        assert_eq!(fs::read(mount.path().join(number.to_string())).unwrap(), content(number, 5000));
+    }
+    drop(mount);
+    let start = Instant::now();
+    // The mount's process ends by itself.
+    while gc(&lazyroot, &[])["images"] != serde_json::json!([id]) {
+        assert!(start.elapsed() < Duration::from_secs(30), "the pin outlives its mount");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_sound(&lazyroot);
+}
+
+#[test]
+fn a_pin_dies_with_its_process() {
+    let (lazyroot, one) = (Lazyroot::default(), tree_of(0..5));
+    lazyroot.import(one.path(), "one");
+    let socket = lazyroot.home().join("s");
+    let mut child = lazyroot.command(["serve", "--listen", &format!("unix:{}", socket.display()), "one"]);
+    let mut child = child.stdout(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while !socket.exists() {
+        assert!(start.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(lazyroot.error(["image", "rm", "one"]).contains("in use by a server"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(files(&repository(&lazyroot).join("lazyroot/pins")).len(), 1, "nobody removed it");
+    lazyroot.ok(["image", "rm", "one"]);
+    assert_eq!(gc(&lazyroot, &[])["objects"], 6);
+    assert_eq!(files(&repository(&lazyroot).join("lazyroot/pins")), []);
+}
+
+#[test]
+fn a_collection_holds_up_no_reader() {
+    let (lazyroot, one) = (Lazyroot::default(), tree_of(0..5));
+    lazyroot.import(one.path(), "one");
+    // As a collection, or any composefs program, holds it.
+    let lock = File::open(repository(&lazyroot)).unwrap();
+    lock.lock().unwrap();
+    let mount = lazyroot.mount("one", &[]);
+    assert_eq!(fs::read(mount.path().join("3")).unwrap(), content(3, 5000));
+    lazyroot.ok(["store", "ls", "one"]);
+    lazyroot.ok(["store", "verify"]);
+}
+
+#[test]
+fn damage_is_found_named_and_mended() {
+    let (lazyroot, source) = (Lazyroot::default(), awkward_tree());
+    lazyroot.import(source.path(), "a");
+    lazyroot.ok(["image", "tag", "a", "b"]);
+    assert_sound(&lazyroot);
+    let (page, large) = (object_file(&lazyroot, &pattern(4096)), object_file(&lazyroot, &pattern(3_000_001)));
+    let missing = object_file(&lazyroot, &pattern(65));
+    // A byte of each, so that sizes stay; and one that is gone.
+    for file in [&page, &large] {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
+        File::options().write(true).open(file).unwrap().write_all_at(b"!", 1000).unwrap();
+    }
+    fs::remove_file(&missing).unwrap();
+    let output = lazyroot.run(["store", "verify"]);
+    assert_eq!(output.status.code(), Some(125));
+    let (said, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(errors.contains("3 objects are damaged") && errors.contains("--repair"), "{errors}");
+    for words in ["a:latest:/page\n", "a:latest:/deep/large-too\n", "a:latest:/smallest-object\n", "it is missing"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let json = lazyroot.run(["store", "verify", "a", "--format", "json"]);
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["damaged"].as_array().unwrap().len(), 3);
+    // The source has changed in one of them: that one stays as it is, and said.
+    let name = source.path().join("smallest-object");
+    let (content, meta) = (fs::read(&name).unwrap(), fs::metadata(&name).unwrap());
+    fs::write(&name, "other").unwrap();
+    let output = lazyroot.run(["store", "verify", "--repair"]);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("has changed since it was imported"), "{errors}");
+    assert!(errors.contains("1 objects are damaged"), "{errors}");
+    fs::write(&name, content).unwrap();
+    File::options().write(true).open(&name).unwrap().set_modified(meta.modified().unwrap()).unwrap();
+    let said = lazyroot.ok(["store", "verify", "--repair"]);
+    assert!(said.contains("repaired"), "{said}");
+    assert_sound(&lazyroot);
+    // The manifest too.
+    let id: ObjectId = id_of(&lazyroot, "a").parse().unwrap();
+    let manifest = repository(&lazyroot).join("objects").join(id.object_path());
+    let len = fs::metadata(&manifest).unwrap().len();
+    fs::write(&manifest, vec![0; len as usize]).unwrap();
+    assert!(String::from_utf8(lazyroot.run(["store", "verify"]).stdout).unwrap().contains("a:latest: the manifest"));
+    lazyroot.ok(["store", "verify", "--repair"]);
+    assert_sound(&lazyroot);
+    assert_eq!(files(&repository(&lazyroot).join("lazyroot/tmp")), []);
+}
+
+#[test]
+fn an_import_mends_an_object_of_the_same_size() {
+    let (lazyroot, source) = (Lazyroot::default(), awkward_tree());
+    lazyroot.import(source.path(), "a");
+    let page = object_file(&lazyroot, &pattern(4096));
+    let damage = || fs::write(&page, vec![7; 4096]).unwrap();
+    damage();
+    lazyroot.import(source.path(), "a");
+    assert_eq!(fs::read(&page).unwrap(), pattern(4096));
+    // In another image's import, which has never seen the object.
+    damage();
+    let other = TempDir::with_prefix("lr").unwrap();
+    fs::write(other.path().join("file"), pattern(4096)).unwrap();
+    lazyroot.import(other.path(), "b");
+    assert_eq!(fs::read(&page).unwrap(), pattern(4096));
+    assert_sound(&lazyroot);
+}
+
+/// Imports a folder; how many bytes the process read, by the kernel's count (`rchar` of proc_pid_io(5)).
+fn bytes_read_by_import(lazyroot: &Lazyroot, dir: &Path, options: &[&str]) -> u64 {
+    let source = format!("dir:{}", dir.display());
+    let import = lazyroot.command(["image", "import", &source, "--name", "a"].iter().chain(options));
+    // A process's count takes in those of the children it has waited for.
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "\"$@\" >/dev/null && exec cat /proc/self/io", "sh"]);
+    shell.arg(import.get_program()).args(import.get_args());
+    shell.env("LAZYROOT_HOME", lazyroot.home());
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    said.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_unchanged_file_is_not_read_again_and_a_changed_one_is() {
+    let (lazyroot, source) = (Lazyroot::default(), content_tree(20, 1_000_000));
+    let all = 20_000_000;
+    // A file is remembered once it is two seconds old.
+    std::thread::sleep(Duration::from_millis(3100));
+    assert!(bytes_read_by_import(&lazyroot, source.path(), &[]) > all);
+    let first = id_of(&lazyroot, "a");
+    assert!(bytes_read_by_import(&lazyroot, source.path(), &[]) < all / 10);
+    assert_eq!(id_of(&lazyroot, "a"), first);
+    // A change that keeps size and mtime is noticed by its ctime.
+    let name = source.path().join("4");
+    let modified = fs::metadata(&name).unwrap().modified().unwrap();
+    fs::write(&name, content(44, 1_000_000)).unwrap();
+    File::options().write(true).open(&name).unwrap().set_modified(modified).unwrap();
+    assert!(bytes_read_by_import(&lazyroot, source.path(), &[]) < all / 5);
+    assert_ne!(id_of(&lazyroot, "a"), first);
+    assert_eq!(lazyroot.run(["store", "cat", "a:/4"]).stdout, content(44, 1_000_000));
+    // All of it, if asked to: the folder's files and the store's objects.
+    assert!(bytes_read_by_import(&lazyroot, source.path(), &["--rehash"]) > 2 * all);
+    // An object that was collected meanwhile is read again.
+    lazyroot.ok(["image", "rm", "a"]);
+    gc(&lazyroot, &[]);
+    assert!(bytes_read_by_import(&lazyroot, source.path(), &[]) > all);
+    assert_sound(&lazyroot);
+}
+
+#[test]
+fn a_store_that_cannot_be_written_says_so_and_is_read() {
+    let (lazyroot, source) = (Lazyroot::default(), tree_of(0..5));
+    lazyroot.import(source.path(), "a");
+    lazyroot.ok(["image", "ls"]);
+    let repository = repository(&lazyroot);
+    let path = repository.to_str().unwrap();
+    let mount = |options: &[&str]| {
+        let status = std::process::Command::new("mount").args(options).arg(path).status().unwrap();
+        assert!(status.success());
+    };
+    mount(&["--bind", path]);
+    mount(&["-o", "remount,bind,ro"]);
+    let refused = |arguments: &[&str]| {
+        let error = lazyroot.error(arguments);
+        assert!(error.to_lowercase().contains("read-only file system"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    };
+    let dir = format!("dir:{}", source.path().display());
+    refused(&["image", "import", &dir, "--name", "b"]);
+    refused(&["image", "tag", "a", "b"]);
+    refused(&["store", "gc"]);
+    lazyroot.ok(["store", "ls", "a"]);
+    lazyroot.ok(["store", "verify"]);
+    lazyroot.ok(["store", "gc", "--dry-run"]);
+    {
+        let mounted = lazyroot.mount("a", &[]);
+        assert_eq!(fs::read(mounted.path().join("1")).unwrap(), content(1, 5000));
+    }
+    let status = std::process::Command::new("umount").args(["--lazy", path]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_refused_or_only_read() {
+    let (lazyroot, source) = (Lazyroot::default(), tree_of(0..5));
+    lazyroot.import(source.path(), "a");
+    let meta = repository(&lazyroot).join("meta.json");
+    let text = fs::read_to_string(&meta).unwrap();
+    let with = |kind: &str| {
+        let mut json: Value = serde_json::from_str(&text).unwrap();
+        json["features"][kind] = serde_json::json!(["time-travel"]);
+        fs::write(&meta, json.to_string()).unwrap();
+    };
+    with("incompatible");
+    let error = lazyroot.error(["image", "ls"]);
+    assert!(error.contains("newer") && error.contains("time-travel"), "{error}");
+    with("read-only-compatible");
+    lazyroot.ok(["store", "ls", "a"]);
+    let dir = format!("dir:{}", source.path().display());
+    for arguments in
+        [&["image", "import", &dir][..], &["image", "tag", "a", "b"], &["image", "rm", "a"], &["store", "gc"]]
+    {
+        let error = lazyroot.error(arguments);
+        assert!(error.contains("can be read but not changed") && error.contains("time-travel"), "{error}");
+    }
+    with("compatible");
+    lazyroot.ok(["image", "tag", "a", "b"]);
+    // The other hash is a store too; a third is not.
+    fs::write(&meta, text.replace("fsverity-sha256-12", "fsverity-blake3-12")).unwrap();
+    assert!(lazyroot.error(["image", "ls"]).contains("'fsverity-blake3-12', which lazyroot does not know"));
+}
+
+/// Runs a command again and again and kills it at moments spread over the time it takes.
+fn kill_at_many_moments(
+    lazyroot: &Lazyroot,
+    times: u32,
+    arguments: &[&str],
+    mut prepare: impl FnMut(),
+    mut check: impl FnMut(),
+) {
+    prepare();
+    let start = Instant::now();
+    assert!(lazyroot.run(arguments).status.success());
+    let whole = start.elapsed();
+    for time in 0..times {
+        prepare();
+        let mut child = lazyroot.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Up to a little more than it takes, in steps that visit all of it (the golden ratio's multiples do).
+        std::thread::sleep(whole.mul_f64(f64::from(time) * 0.618_034 % 1.0 * 1.1));
+        let _ = child.kill();
+        child.wait().unwrap();
+        check();
+    }
+}
+
+#[test]
+fn killed_at_any_moment_nothing_is_lost_or_wrong() {
+    let (lazyroot, kept, other) = (Lazyroot::default(), tree_of(0..150), tree_of(100..250));
+    lazyroot.import(kept.path(), "kept");
+    let id = id_of(&lazyroot, "kept");
+    let dir = format!("dir:{}", other.path().display());
+    let whole = |image: &str| {
+        let output = lazyroot.run(["store", "verify", image]);
+        assert!(output.status.success(), "{image}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    // During an import: the other image is there whole or not at all.
+    kill_at_many_moments(
+        &lazyroot,
+        70,
+        &["image", "import", &dir, "--name", "other"],
+        || {
+            lazyroot.run(["image", "rm", "other"]);
+            lazyroot.ok(["store", "gc"]);
+        },
+        || {
+            let list: Value = serde_json::from_str(&lazyroot.ok(["image", "ls", "--format", "json"])).unwrap();
+            list.as_array().unwrap().iter().filter_map(|image| image["names"][0].as_str()).for_each(whole);
+            assert_eq!(id_of(&lazyroot, "kept"), id);
+        },
+    );
+    // During a collection of an image that shares objects with the kept one.
+    kill_at_many_moments(
+        &lazyroot,
+        70,
+        &["store", "gc"],
+        || {
+            lazyroot.import(other.path(), "other");
+            lazyroot.ok(["image", "rm", "other"]);
+        },
+        || {
+            whole("kept");
+            lazyroot.ok(["store", "gc"]);
+            assert_eq!(files(&repository(&lazyroot).join("objects")).len(), 151);
+        },
+    );
+    // During a repair.
+    let object = object_file(&lazyroot, &content(7, 5000));
+    kill_at_many_moments(
+        &lazyroot,
+        60,
+        &["store", "verify", "--repair"],
+        || fs::write(&object, content(8, 5000)).unwrap(),
+        || {
+            lazyroot.ok(["store", "verify", "--repair"]);
+            assert_eq!(fs::read(&object).unwrap(), content(7, 5000));
+        },
+    );
+    assert_sound(&lazyroot);
+    lazyroot.ok(["image", "rm", "kept"]);
+    lazyroot.ok(["store", "gc"]);
+    assert_eq!(files(&repository(&lazyroot).join("objects")), []);
+}
+
+#[test]
+fn a_disk_that_fills_up_during_an_import_is_one_clear_error() {
+    let (lazyroot, disk, source) = (Lazyroot::default(), TempDir::with_prefix("lr").unwrap(), tree_of(0..10));
+    let run = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    // A real file system that fills up with names as well as with data.
+    let image = disk.path().join("ext4");
+    File::create(&image).unwrap().set_len(4 << 20).unwrap();
+    run("mkfs.ext4", &["-q", "-N", "1200", image.to_str().unwrap()]);
+    let mountpoint = disk.path().join("mnt");
+    fs::create_dir(&mountpoint).unwrap();
+    run("mount", &["-o", "loop", image.to_str().unwrap(), mountpoint.to_str().unwrap()]);
+    let store = mountpoint.join("store");
+    let store_text = store.to_str().unwrap();
+    let import = |dir: &Path, name: &str| {
+        lazyroot.run(["--store", store_text, "image", "import", &format!("dir:{}", dir.display()), "--name", name])
+    };
+    let output = import(source.path(), "small");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for (name, large) in [("bytes", content_tree(20, 500_000)), ("names", content_tree(1500, 100))] {
+        let output = import(large.path(), name);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{error}");
+        assert!(error.contains("is full") && error.lines().count() == 1, "{error}");
+        lazyroot.ok(["--store", store_text, "store", "verify", "small"]);
+        let said = lazyroot.ok(["--store", store_text, "store", "gc"]);
+        assert!(said.contains("freed"), "{said}");
+    }
+    let output = import(source.path(), "again");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let there = Store::at(&store).unwrap();
+    assert_eq!(there.images().unwrap()[0].names, ["again:latest", "small:latest"]);
+    drop(there);
+    run("umount", &["--lazy", mountpoint.to_str().unwrap()]);
+}
+
+fn content_tree(count: u32, len: usize) -> TempDir {
+    let dir = TempDir::with_prefix("lr").unwrap();
+    for number in 0..count {
+        fs::write(dir.path().join(number.to_string()), content(1_000_000 + number, len)).unwrap();
+    }
+    dir
+}
