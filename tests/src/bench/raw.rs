@@ -84,7 +84,8 @@ fn round_trips(reply: usize, trips: u32) -> Result<f64> {
 /// What verification costs: one thread hashes exactly the objects that cold tar reads, as the guest does.
 fn hashing(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
     let objects = inputs.store.path().join("objects");
-    let wanted = inputs.image.index.entries().iter().filter(|(_, size)| *size < LARGE_FILE);
+    let index = inputs.image.index.load()?;
+    let wanted = index.entries().iter().filter(|(_, size)| *size < LARGE_FILE);
     let contents =
         wanted.map(|(id, _)| Ok((*id, fs::read(objects.join(id.object_path()))?))).collect::<Result<Vec<_>>>()?;
     let bytes: usize = contents.iter().map(|(_, content)| content.len()).sum();

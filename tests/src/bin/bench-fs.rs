@@ -90,7 +90,7 @@ impl Memory {
             let path = found.objects.join(id.object_path());
             fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
         };
-        found.image.index.entries().iter().map(read).collect::<Result<_>>().map(Self)
+        found.image.index.load()?.entries().iter().map(read).collect::<Result<_>>().map(Self)
     }
 
     fn range(&self, position: u32, offset: u64, len: u32) -> Option<&[u8]> {
@@ -320,7 +320,7 @@ fn mount(source: &str, dir: &Path, found: &Found) -> Result<()> {
     config.acl = SessionACL::All;
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
-    let layer = Layer { content, index: found.image.index.clone() };
+    let layer = Layer { content, index: std::sync::Arc::new(found.image.index.load()?) };
     let session = Session::new(layer, &data, &config)?.spawn()?;
     let device = fs::metadata(&data)?.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
