@@ -19,6 +19,8 @@ use lazyroot_proto::{ObjectId, ObjectIndex};
 use crate::ahead::{Layer, Scans};
 use crate::objects::Objects;
 use crate::pages::{self, FIRST_OBJECT, Pages};
+use crate::prefetch;
+use crate::recorder::Stopwatch;
 
 /// Threads that answer the kernel. Each waits for its own reply, so this is also how many reads are in flight.
 const THREADS: usize = 8;
@@ -69,7 +71,9 @@ pub fn serve(objects: Arc<Objects>, device: OwnedFd) -> io::Result<Serving> {
     };
     let session = Session::from_fd(fs, device, SessionACL::All, config)?;
     pages.attach(session.notifier());
-    Ok(Serving { session: session.spawn()?, objects, pages, scans })
+    let session = session.spawn()?;
+    prefetch::start(objects.clone(), pages.clone())?;
+    Ok(Serving { session, objects, pages, scans })
 }
 
 /// A data layer being served.
@@ -95,7 +99,10 @@ impl Serving {
 
     /// Waits until the file system is unmounted.
     pub fn wait(self) -> io::Result<()> {
-        self.session.join()
+        let ended = self.session.join();
+        self.objects.recorder().tell(self.objects.link());
+        self.objects.recorder().close();
+        ended
     }
 
     /// The objects that are served.
@@ -107,13 +114,13 @@ impl Serving {
 impl DataFs {
     /// Reads for the kernel something of the object at `position`, and lets what it seems to read next come along.
     fn demand<T>(&self, position: u32, read: impl FnOnce() -> T) -> T {
-        let ahead = self.objects.miss(position);
+        let step = self.objects.miss(position);
         let scans = self.scans.get();
-        if let Some((scans, batch)) = scans.zip(ahead.coming) {
+        if let Some((scans, batch)) = scans.zip(step.ask).filter(|_| step.scan) {
             scans.fill(batch);
         }
         let read = read();
-        if let Some((scans, batch)) = scans.zip(ahead.within) {
+        if let Some((scans, batch)) = scans.zip(step.within) {
             scans.hold_for(&batch);
         }
         read
@@ -202,7 +209,9 @@ impl Filesystem for DataFs {
             return reply.entry(&FOREVER, &attr, Generation(0));
         };
         // overlayfs looks an object up when a program opens the file: it is about to be read.
-        let content = self.demand(position, || self.objects.read_small(position));
+        let stopwatch = Stopwatch::start();
+        let content = self.demand(position, || self.objects.open(position));
+        self.objects.recorder().count(|counters| counters.lookup.add(stopwatch.elapsed()));
         reply.entry(&FOREVER, &attr, Generation(0));
         self.pages.enter(position);
         if let Some(Ok(content)) = content
@@ -265,8 +274,11 @@ impl Filesystem for DataFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let stopwatch = Stopwatch::start();
         let read = |position| self.demand(position, || self.objects.read(position, offset, size));
-        match pages::position(ino.0).and_then(read) {
+        let read = pages::position(ino.0).and_then(read);
+        self.objects.recorder().count(|counters| counters.read.add(stopwatch.elapsed()));
+        match read {
             Some(Ok(bytes)) => reply.data(&bytes),
             // Never ENOENT, never short: the kernel would show a file that is missing or full of zeros.
             Some(Err(_)) => reply.error(Errno::EIO),

@@ -7,6 +7,8 @@
 pub mod agent;
 mod ahead;
 pub mod boot;
+mod budget;
+mod cache;
 mod clock;
 pub mod cmdline;
 pub mod daemon;
@@ -19,6 +21,9 @@ mod network;
 mod notify;
 pub mod objects;
 mod pages;
+mod pieces;
+mod prefetch;
+pub mod recorder;
 mod service;
 mod settings;
 mod shutdown;

@@ -18,6 +18,7 @@ use rustix::mount::{
 use crate::ahead::Layer;
 use crate::link::Link;
 use crate::objects::Objects;
+use crate::recorder::Recorder;
 use crate::{datafs, loopdev};
 
 /// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire
@@ -29,6 +30,9 @@ pub struct Trust {
     /// fs-verity digest of the object index.
     pub index: ObjectId,
 }
+
+/// Memory for what the boot profile brings, in bytes, where there is plenty; else a quarter of what there is.
+const MAX_PREFETCH: usize = 256 << 20;
 
 /// Where changes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +67,8 @@ impl Mounted {
 /// mounted then.
 pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper: Upper) -> Result<Mounted> {
     let (manifest, index) = metadata(&link, trust)?;
-    let objects = Arc::new(Objects::new(link, index));
+    let recorder = Recorder::start(link.clone()).context("cannot start a thread")?;
+    let objects = Arc::new(Objects::new(link, index, recorder, prefetch_budget()));
     // A ramfs of our own for the manifest and the layers' mount points. Unlike a tmpfs it can back an EROFS
     // mount, and once detached it goes when the last layer does.
     rustix::mount::mount("lazyroot", workdir, "ramfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
@@ -102,6 +107,13 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     drop(detach);
     serving.read_ahead(layer).context("cannot start a thread")?;
     Ok(Mounted(serving))
+}
+
+/// Memory for what the boot profile brings, in bytes.
+fn prefetch_budget() -> usize {
+    let system = rustix::system::sysinfo();
+    let quarter = u64::from(system.mem_unit).saturating_mul(system.totalram as u64) / 4;
+    usize::try_from(quarter).unwrap_or(usize::MAX).min(MAX_PREFETCH)
 }
 
 /// The manifest's bytes and the index, both exactly what `trust` names.

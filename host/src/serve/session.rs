@@ -182,18 +182,6 @@ impl Session<'_> {
             Request::Leaves { id, offset, len } => {
                 self.answer(tag, Range { part: Part::Leaves(id), offset, len }).await
             }
-            Request::ReadMany { first, count } => {
-                let index = self.image.index.clone();
-                let whole = |number| {
-                    let position = first.saturating_add(number);
-                    let (id, size) = index.get(position).ok_or_else(|| no_object(position))?;
-                    match u32::try_from(size) {
-                        Ok(len) if len <= MAX_READ => Ok(Range { part: Part::Object(id), offset: 0, len }),
-                        _ => Err((ErrorCode::Invalid, format!("object {id} is too large to send whole"))),
-                    }
-                };
-                self.answer_many(tag, (0..count).map(whole)).await
-            }
             Request::ReadList(extents) => {
                 let index = self.image.index.clone();
                 let range = |extent: Extent| {
