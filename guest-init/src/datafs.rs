@@ -20,6 +20,7 @@ use crate::ahead::{Layer, Scans};
 use crate::objects::Objects;
 use crate::pages::{self, FIRST_OBJECT, Pages};
 use crate::prefetch;
+use crate::ready::Ready;
 use crate::recorder::Stopwatch;
 
 /// Threads that answer the kernel. Each waits for its own reply, so this is also how many reads are in flight.
@@ -72,7 +73,6 @@ pub fn serve(objects: Arc<Objects>, device: OwnedFd) -> io::Result<Serving> {
     let session = Session::from_fd(fs, device, SessionACL::All, config)?;
     pages.attach(session.notifier());
     let session = session.spawn()?;
-    prefetch::start(objects.clone(), pages.clone())?;
     Ok(Serving { session, objects, pages, scans })
 }
 
@@ -85,6 +85,14 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// From here on what the image's boot profile names is brought ahead of the programs, into the layer `ready`.
+    ///
+    /// # Errors
+    /// If the system has no thread for it.
+    pub fn replay_profile(&self, ready: Ready) -> io::Result<()> {
+        prefetch::start(self.objects.clone(), self.pages.clone(), ready)
+    }
+
     /// From here on scans are recognised and their objects brought into the page cache ahead of the program, with the
     /// help of `layer`, where the kernel sees this data layer.
     ///

@@ -23,6 +23,7 @@ pub mod objects;
 mod pages;
 mod pieces;
 mod prefetch;
+mod ready;
 pub mod recorder;
 mod service;
 mod settings;

@@ -28,7 +28,7 @@ use lazyroot_proto::frame::{
     ErrorCode, EventKind, FrameError, FromHost, HEADER, Header, Hello, MAX_GUEST_WRITE, MAX_READ, Metadata, Request,
     Role, kind,
 };
-use lazyroot_proto::reads::{Extent, decode_extents};
+use lazyroot_proto::reads::{Extent, Hint, decode_hints};
 use lazyroot_proto::{ObjectId, ObjectIndex};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
@@ -193,8 +193,8 @@ impl Link {
     }
 
     /// The image's boot profile: what to read ahead. A hint that nothing vouches for; empty if there is none.
-    pub fn profile(&self) -> Result<Vec<Extent>, LinkError> {
-        Ok(decode_extents(kind::GET, &self.metadata(Metadata::Profile)?)?)
+    pub fn profile(&self) -> Result<Vec<Hint>, LinkError> {
+        Ok(decode_hints(kind::GET, &self.metadata(Metadata::Profile)?)?)
     }
 
     fn metadata(&self, what: Metadata) -> Result<Vec<u8>, LinkError> {

@@ -18,6 +18,7 @@ use rustix::mount::{
 use crate::ahead::Layer;
 use crate::link::Link;
 use crate::objects::Objects;
+use crate::ready::Ready;
 use crate::recorder::Recorder;
 use crate::{datafs, loopdev};
 
@@ -92,6 +93,11 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     let serving = datafs::serve(objects, device).context("cannot serve the FUSE data layer")?;
     set_readahead(&data_layer);
 
+    let ready_layer = layer("ready")?;
+    rustix::mount::mount("lazyroot", &ready_layer, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
+        .context("cannot mount a tmpfs for what is read ahead")?;
+    serving.replay_profile(Ready::open(&ready_layer)?).context("cannot start a thread")?;
+
     let upper_layer = match upper {
         Upper::None => None,
         Upper::Tmpfs => {
@@ -101,7 +107,8 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
             Some(dir)
         }
     };
-    attach(overlay(&metadata_layer, &data_layer, upper_layer.as_deref())?, target)?;
+    let data_layers = [&*ready_layer, &*data_layer];
+    attach(overlay(&metadata_layer, &data_layers, upper_layer.as_deref())?, target)?;
     // Best effort: without it scans are slower.
     let layer = Layer::open(&data_layer, target).ok();
     drop(detach);
@@ -230,14 +237,16 @@ fn fuse() -> Result<(OwnedFd, OwnedFd)> {
     Ok((device.into(), mount))
 }
 
-fn overlay(metadata: &Path, data: &Path, upper: Option<&Path>) -> Result<OwnedFd> {
+fn overlay(metadata: &Path, data: &[&Path], upper: Option<&Path>) -> Result<OwnedFd> {
     let overlay = FsContext::open("overlay", "it needs CONFIG_OVERLAY_FS (module overlay)")?;
-    // Not "composefs:...": units of bootc and ostree key on that name. The double colon marks a data-only layer.
+    // A double colon marks a data-only layer.
+    let lower = data.iter().fold(escape(metadata), |lower, data| format!("{lower}::{}", escape(data)));
+    // Not "composefs:...": units of bootc and ostree key on that name.
     overlay
         .set("source", "lazyroot")?
         .set("metacopy", "on")?
         .set("redirect_dir", "on")?
-        .set("lowerdir", &format!("{}::{}", escape(metadata), escape(data)))
+        .set("lowerdir", &lower)
         .context("overlayfs needs data-only lower layers (Linux 6.5)")?;
     let attributes = match upper {
         None => MountAttrFlags::MOUNT_ATTR_RDONLY,

@@ -63,6 +63,8 @@ pub struct Objects {
     pieces: Pieces,
     /// Memory that the boot profile's objects and pieces take.
     budget: Budget,
+    /// Small objects that programs find by themselves.
+    ready: Mutex<HashSet<u32>>,
     /// Objects whose failure was told.
     told: Mutex<HashSet<u32>>,
 }
@@ -95,6 +97,7 @@ impl Objects {
             leaves: Cache::new(LEAVES_BUDGET),
             pieces: Pieces::default(),
             budget: Budget::new(budget),
+            ready: Mutex::default(),
             told: Mutex::default(),
         }
     }
@@ -134,7 +137,10 @@ impl Objects {
 
     /// Asks for those of these small objects that are not here or on their way, on behalf of `origin`.
     pub fn expect_small(&self, positions: impl Iterator<Item = u32>, origin: Origin) {
-        let absent = |position: &u32| !self.whole.has(*position) && !self.tickets().contains_key(position);
+        let ready = self.ready.lock().expect("no panic under the lock");
+        let absent = |position: &u32| {
+            !ready.contains(position) && !self.whole.has(*position) && !self.tickets().contains_key(position)
+        };
         let all = |position| Wanted::new(&self.index, Extent::around(position, 0, self.index.get(position)?.1)?);
         let wanted: Vec<_> = positions.filter(absent).filter_map(all).collect();
         let tickets = self.link.read_ahead(&wanted).into_iter().map(|ticket| (ticket, origin));
@@ -169,6 +175,16 @@ impl Objects {
         self.recorder.count(|counters| counters.profile_bytes += bytes as u64);
     }
 
+    /// What came for `position`, with the boot profile, is where programs find it by themselves.
+    pub fn made_ready(&self, position: u32, bytes: usize, stopwatch: Stopwatch) {
+        self.budget.take(bytes);
+        self.ready.lock().expect("no panic under the lock").insert(position);
+        let bytes = bytes as u64;
+        self.record(stopwatch, Extent::around(position, 0, bytes), bytes, Origin::Unseen, true);
+        // A program that has asked for it meanwhile was told of it; it knows nothing of what is kept here.
+        self.whole.drop(position);
+    }
+
     /// The kernel has all of this object now, so that nothing needs to be kept here.
     pub fn drop_small(&self, position: u32) {
         self.budget.give_back(self.whole.drop(position));
@@ -187,8 +203,9 @@ impl Objects {
         self.record(stopwatch, Extent::around(position, 0, size), size, origin, true);
     }
 
-    /// Lets go of everything that was fetched ahead and nobody has asked for.
+    /// Lets go of everything that was fetched ahead and nobody has asked for. What was ready is so no more.
     pub fn drop_ahead(&self) {
+        self.ready.lock().expect("no panic under the lock").clear();
         self.budget.give_back(self.whole.drop_held() + self.pieces.drop_all());
     }
 

@@ -1,7 +1,8 @@
 //! The boot profile, fetched ahead of need in the order in which the last boots needed it.
 //!
-//! What arrives is verified and waits here, in memory of a budget, until a program asks for it; so it is known what was
-//! of use. Requests are few and small enough that a read that a program waits for is never far behind them. After the
+//! What arrives is verified and, within a budget of memory, put where programs find it without asking ([`crate::ready`]).
+//! Nobody would know then what was of use, so the host has a sample of it watched: that, and parts of large objects, wait
+//! here until a program asks for them. Requests are few and small enough that a read that a program waits for is never far behind them. After the
 //! boot what nobody asked for is dropped.
 
 use std::collections::VecDeque;
@@ -10,12 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lazyroot_proto::frame::MAX_BATCH;
-use lazyroot_proto::reads::{Extent, Origin};
+use lazyroot_proto::reads::{Extent, Hint, Origin};
 
 use crate::link::{Ticket, Wanted};
 use crate::objects::{Objects, SMALL};
 use crate::pages::Pages;
 use crate::pieces::MAX_BLOCKS;
+use crate::ready::Ready;
+use crate::recorder::Stopwatch;
 
 /// How long what was fetched ahead waits for a program: as long as the host takes a boot to last.
 const BOOT: Duration = Duration::from_secs(60);
@@ -28,7 +31,7 @@ const LIST_BYTES: u64 = 256 << 10;
 ///
 /// # Errors
 /// If the system has no thread for it.
-pub fn start(objects: Arc<Objects>, pages: Arc<Pages>) -> std::io::Result<()> {
+pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, ready: Ready) -> std::io::Result<()> {
     thread::Builder::new().name("prefetch".into()).spawn(move || {
         let deadline = Instant::now() + BOOT;
         // A profile that cannot be had is none.
@@ -36,76 +39,103 @@ pub fn start(objects: Arc<Objects>, pages: Arc<Pages>) -> std::io::Result<()> {
         if profile.is_empty() {
             return;
         }
-        replay(&objects, &pages, &profile, deadline);
+        let prefetch = Prefetch { objects, pages, ready, deadline };
+        prefetch.replay(&profile);
         thread::sleep(deadline.saturating_duration_since(Instant::now()));
-        objects.drop_ahead();
+        prefetch.objects.drop_ahead();
+        prefetch.ready.clear();
     })?;
     Ok(())
 }
 
-/// A list that was asked for.
+struct Prefetch {
+    objects: Arc<Objects>,
+    pages: Arc<Pages>,
+    ready: Ready,
+    deadline: Instant,
+}
+
+/// What is asked for together.
 #[derive(Default)]
 struct List {
-    small: Vec<u32>,
+    bytes: u64,
+    /// Small objects, by position, and whether they are watched.
+    small: Vec<(u32, bool)>,
+    pieces: Vec<Wanted>,
+}
+
+/// A list that was asked for.
+struct UnderWay {
+    small: Vec<(u32, bool)>,
     pieces: Vec<(Wanted, Ticket)>,
 }
 
-fn replay(objects: &Objects, pages: &Pages, profile: &[Extent], deadline: Instant) {
-    let mut under_way = VecDeque::new();
-    for list in lists(objects, profile) {
-        let bytes = list.iter().map(|wanted| wanted.len as usize).sum();
-        if !objects.budget().wait_for(bytes, deadline) {
-            break;
+impl Prefetch {
+    fn replay(&self, profile: &[Hint]) {
+        let mut under_way = VecDeque::new();
+        for list in self.lists(profile) {
+            if !self.objects.budget().wait_for(list.bytes as usize, self.deadline) {
+                break;
+            }
+            under_way.push_back(self.ask(list));
+            if under_way.len() == 2 {
+                under_way.drain(..1).for_each(|list| self.receive(list));
+            }
         }
-        under_way.push_back(ask(objects, pages, list));
-        if under_way.len() == 2 {
-            under_way.drain(..1).for_each(|list| receive(objects, list));
-        }
+        under_way.into_iter().for_each(|list| self.receive(list));
     }
-    under_way.into_iter().for_each(|list| receive(objects, list));
-}
 
-/// The profile in lists, those parts of it that make sense.
-fn lists(objects: &Objects, profile: &[Extent]) -> Vec<Vec<Wanted>> {
-    let index = objects.index();
-    let wanted = profile.iter().filter_map(|extent| {
-        let (_, size) = index.get(extent.position)?;
-        // Small objects travel whole.
-        let extent = if size <= SMALL { Extent::around(extent.position, 0, size)? } else { *extent };
-        Wanted::new(index, extent).filter(|wanted| size <= SMALL || wanted.extent.blocks <= MAX_BLOCKS)
-    });
-    let mut lists = vec![Vec::<Wanted>::new()];
-    let mut bytes = 0;
-    for wanted in wanted {
-        bytes += u64::from(wanted.len);
-        if bytes > LIST_BYTES || lists.last().is_some_and(|list| list.len() == MAX_BATCH) {
-            lists.push(Vec::new());
-            bytes = wanted.len.into();
+    /// The profile in lists, those parts of it that make sense.
+    fn lists(&self, profile: &[Hint]) -> Vec<List> {
+        let index = self.objects.index();
+        let mut lists = vec![List::default()];
+        for hint in profile {
+            let Some((_, size)) = index.get(hint.extent.position) else { continue };
+            let small = size <= SMALL;
+            // Small objects travel whole.
+            let extent = if small { Extent::around(hint.extent.position, 0, size) } else { Some(hint.extent) };
+            let wanted = extent.filter(|extent| small || extent.blocks <= MAX_BLOCKS);
+            let Some(wanted) = wanted.and_then(|extent| Wanted::new(index, extent)) else { continue };
+            let last = lists.last_mut().expect("there is always one");
+            let full =
+                last.bytes + u64::from(wanted.len) > LIST_BYTES || last.small.len() + last.pieces.len() == MAX_BATCH;
+            if full {
+                lists.push(List::default());
+            }
+            let list = lists.last_mut().expect("there is always one");
+            list.bytes += u64::from(wanted.len);
+            if small {
+                list.small.push((wanted.extent.position, hint.watched));
+            } else {
+                list.pieces.push(wanted);
+            }
         }
-        lists.last_mut().expect("there is always one").push(wanted);
+        lists
     }
-    lists
-}
 
-fn ask(objects: &Objects, pages: &Pages, list: Vec<Wanted>) -> List {
-    let is_small = |wanted: &Wanted| objects.index().get(wanted.extent.position).is_some_and(|(_, size)| size <= SMALL);
-    let (small, pieces): (Vec<_>, Vec<_>) = list.into_iter().partition(is_small);
-    // What the kernel knows it has read.
-    let small: Vec<_> =
-        small.iter().map(|wanted| wanted.extent.position).filter(|position| !pages.knows(*position)).collect();
-    objects.expect_small(small.iter().copied(), Origin::Profile);
-    let pieces = objects.expect_pieces(pieces);
-    let tickets = objects.link().read_ahead(&pieces);
-    List { small, pieces: pieces.into_iter().zip(tickets).collect() }
-}
+    fn ask(&self, list: List) -> UnderWay {
+        // What the kernel knows a program has read.
+        let small: Vec<_> = list.small.into_iter().filter(|(position, _)| !self.pages.knows(*position)).collect();
+        self.objects.expect_small(small.iter().map(|(position, _)| *position), Origin::Profile);
+        let pieces = self.objects.expect_pieces(list.pieces);
+        let tickets = self.objects.link().read_ahead(&pieces);
+        UnderWay { small, pieces: pieces.into_iter().zip(tickets).collect() }
+    }
 
-fn receive(objects: &Objects, list: List) {
-    for position in list.small {
-        if let Some(Ok(content)) = objects.receive_small(position, Origin::Profile) {
-            objects.hold_small(position, content.len());
+    fn receive(&self, list: UnderWay) {
+        for (position, watched) in list.small {
+            let stopwatch = Stopwatch::start();
+            let Some(Ok(content)) = self.objects.receive_small(position, Origin::Profile) else { continue };
+            let id = self.objects.index().get(position).map(|(id, _)| id);
+            let ready = !watched && id.is_some_and(|id| self.ready.put(&id, &content).is_ok());
+            if ready {
+                self.objects.made_ready(position, content.len(), stopwatch);
+            } else {
+                self.objects.hold_small(position, content.len());
+            }
         }
-    }
-    for (wanted, ticket) in list.pieces {
-        objects.keep_piece(&wanted, objects.link().redeem(ticket));
+        for (wanted, ticket) in list.pieces {
+            self.objects.keep_piece(&wanted, self.objects.link().redeem(ticket));
+        }
     }
 }

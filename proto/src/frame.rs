@@ -145,8 +145,8 @@ pub enum Metadata {
     Manifest,
     /// The object index.
     Index,
-    /// The boot profile: extents to read ahead, the one needed first first ([`crate::reads::encode_extents`]). A hint
-    /// that nothing vouches for.
+    /// The boot profile: extents to read ahead, the one needed first first ([`crate::reads::encode_hints`]).
+    /// Nothing vouches for it.
     Profile,
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::frame::{ErrorCode, FromHost, HEADER, Header, MAX_READ, Metadata, Request, kind};
-use lazyroot_proto::reads::{Extent, encode_extents};
+use lazyroot_proto::reads::{Extent, encode_hints};
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -64,7 +64,7 @@ pub(super) async fn run(server: &Server, image: Arc<ServedImage>, stream: BoxStr
     let (mut reader, writer) = tokio::io::split(stream);
     let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
     let profile = image.profile.as_ref().and_then(|file| file.read());
-    let profile = profile.map(|profile| encode_extents(&profile.extents(&image.index))).unwrap_or_default();
+    let profile = profile.map(|profile| encode_hints(&profile.hints(&image.index))).unwrap_or_default();
     let recording = Recording { activity: server.begin(&image), image: image.clone() };
     let mut session = Session {
         server,
