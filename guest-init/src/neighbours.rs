@@ -76,6 +76,10 @@ impl Neighbours {
 
 impl State {
     fn miss(&mut self, index: &ObjectIndex, position: u32, longest: u64) -> Step {
+        // The kernel asks for an object a second time if it has not taken in the first answer yet.
+        if self.sequences.iter().any(|sequence| sequence.last == position) {
+            return Step::default();
+        }
         let (mut sequence, give_up) = self.follow(position);
         let in_scan = sequence.window == MAX_WINDOW;
         let within = sequence.batches.front().filter(|batch| in_scan && batch.contains(&position)).cloned();
@@ -205,6 +209,7 @@ mod tests {
             assert_eq!(miss(&mut state, &index, position), (0..0, 0));
         }
         assert_eq!(miss(&mut state, &index, 102).0, 105..113, "a few sequences are followed side by side");
+        assert_eq!(miss(&mut state, &index, 102), (0..0, 0), "twice the same is no step");
         for position in [500, 1500, 2500] {
             assert_eq!(miss(&mut state, &index, position), (0..0, 0));
         }
