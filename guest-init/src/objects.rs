@@ -4,7 +4,7 @@
 //! Small objects are fetched whole, which one hash over their blocks proves. Of large ones the Merkle leaves
 //! come first (32 or 64 bytes for every 4 KiB, checked against the digest), and then just the ranges asked for.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::Write;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -32,6 +32,9 @@ const WHOLE_BUDGET: usize = 8 << 20;
 
 /// Memory for Merkle leaves, in bytes: enough for 1 GiB (SHA-256) of large files being read at a time.
 const LEAVES_BUDGET: usize = 8 << 20;
+
+/// Objects that were opened and may still be read: more than the programs that open files at the same time.
+const MAX_OPENED: usize = 64;
 
 /// Why a read failed. The text names the object.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -63,6 +66,8 @@ pub struct Objects {
     pieces: Pieces,
     /// Memory that the boot profile's objects and pieces take.
     budget: Budget,
+    /// Small objects that were asked for when a program opened them, oldest first.
+    opened: Mutex<VecDeque<u32>>,
     /// Small objects that programs find by themselves.
     ready: Mutex<HashSet<u32>>,
     /// Objects whose failure was told.
@@ -74,6 +79,13 @@ pub struct Bytes {
     data: Arc<Vec<u8>>,
     start: usize,
     end: usize,
+}
+
+impl Bytes {
+    /// Whether it is all of a buffer: of a small object, then, all of its content.
+    pub fn is_whole(&self) -> bool {
+        self.start == 0 && self.end == self.data.len()
+    }
 }
 
 impl std::ops::Deref for Bytes {
@@ -97,6 +109,7 @@ impl Objects {
             leaves: Cache::new(LEAVES_BUDGET),
             pieces: Pieces::default(),
             budget: Budget::new(budget),
+            opened: Mutex::default(),
             ready: Mutex::default(),
             told: Mutex::default(),
         }
@@ -145,6 +158,24 @@ impl Objects {
         let wanted: Vec<_> = positions.filter(absent).filter_map(all).collect();
         let tickets = self.link.read_ahead(&wanted).into_iter().map(|ticket| (ticket, origin));
         self.tickets().extend(wanted.iter().map(|wanted| wanted.extent.position).zip(tickets));
+    }
+
+    /// A program opens the object at `position`: a small one is asked for now, and here by the time it is read.
+    pub fn expect_opened(&self, position: u32) {
+        let small = self.index.get(position).is_some_and(|(_, size)| (1..=SMALL).contains(&size));
+        if small && !self.ready_small(position) {
+            self.expect_small([position].into_iter(), Origin::Host);
+            let mut opened = self.opened.lock().expect("no panic under the lock");
+            opened.push_back(position);
+            let oldest = if opened.len() > MAX_OPENED { opened.pop_front() } else { None };
+            drop(opened);
+            // Opened and not read: nobody waits for it.
+            oldest.into_iter().for_each(|position| self.give_up(position..position + 1));
+        }
+    }
+
+    fn ready_small(&self, position: u32) -> bool {
+        self.ready.lock().expect("no panic under the lock").contains(&position)
     }
 
     fn give_up(&self, range: Range<u32>) {
@@ -225,13 +256,6 @@ impl Objects {
         self.budget.take(bytes);
         self.recorder.count(|counters| counters.profile_bytes += bytes as u64);
         self.pieces.arrive(wanted.extent, verified);
-    }
-
-    /// All of a small object that a program opens; `None` of a large one.
-    pub fn open(&self, position: u32) -> Option<Fetched> {
-        let stopwatch = Stopwatch::start();
-        let (id, size) = self.index.get(position).filter(|(_, size)| *size <= SMALL)?;
-        Some(self.demand_small(position, id, size, stopwatch))
     }
 
     fn demand_small(&self, position: u32, id: ObjectId, size: u64, stopwatch: Stopwatch) -> Fetched {
