@@ -22,7 +22,7 @@ use super::control::{Control, Order, OrderKind};
 use super::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
 use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec, Network, Share};
 use super::instance::{self, Defaults, End, Instance, Record, Vms};
-use super::kernel::{Kernel, Kernels};
+use super::kernel::{Kernel, KernelSource, Kernels};
 use super::log::{self, Log};
 use super::modules::Feature;
 use super::ports::{Bound, PortMap};
@@ -557,7 +557,16 @@ fn choose_kernel(home: &Home, store: &Store, launch: &Launch) -> Result<Kernel> 
         return Ok(kernel);
     }
     let arch = Arch::of_image(home, &launch.image)?;
-    let Some(release) = &launch.kernel else { return kernels.newest(arch) };
+    let Some(release) = &launch.kernel else {
+        return match kernels.newest(arch) {
+            // A Mac has no Linux kernel but the one in podman's machine, where the image most likely is from.
+            Err(none) if cfg!(target_os = "macos") && arch == Arch::HOST => {
+                let imported = kernels.import(&KernelSource::PodmanMachine(None), || unreachable!("no image is read"));
+                imported.map_err(|error| none.context(format!("{error:#}")))
+            }
+            found => found,
+        };
+    };
     let kernel = kernels.get(release)?;
     let of_kernel = kernel.bundle.arch;
     ensure!(of_kernel == arch, "kernel {release} is for {of_kernel}, and the image for {arch}");

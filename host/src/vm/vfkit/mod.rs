@@ -5,9 +5,7 @@
 //!
 //! Nothing here needs macOS but vfkit itself.
 
-mod arguments;
-#[cfg(test)]
-mod grammar;
+pub mod arguments;
 mod gvproxy;
 pub mod rest;
 
@@ -20,7 +18,6 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::frame::DEFAULT_PORT;
 use tokio::process::Child;
 
-pub use self::arguments::ArgumentError;
 use self::arguments::{Sockets, arguments};
 use self::gvproxy::Gvproxy;
 use self::rest::{Change, Rest, State};
@@ -81,7 +78,10 @@ impl Vfkit {
         unwrap::check_plain(&spec.kernel, Arch::HOST)?;
         ensure!(spec.initramfs.is_file(), "there is no initramfs at {}", spec.initramfs.display());
         let gvproxy = match spec.network {
-            Network::User => Some(Gvproxy::start(&GVPROXY.find()?, &network, &spec.dir).await?),
+            Network::User => {
+                let started = async { Gvproxy::start(&GVPROXY.find()?, &network, &spec.dir).await };
+                Some(started.await.context("the VM cannot have a network in user space")?)
+            }
             Network::None | Network::Nat => None,
         };
         let log = spec.dir.join("vfkit.log");
