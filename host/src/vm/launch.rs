@@ -41,6 +41,9 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 /// How long it may take from there until it is ready: an emulated systemd on a busy machine takes a minute.
 const READY_DEADLINE: Duration = Duration::from_secs(300);
 
+/// How long after a guest's streams its hypervisor may end, for that to be the reason.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// What an x86 kernel takes of its command line, in bytes (COMMAND_LINE_SIZE, less the final NUL); it cuts off the
 /// rest without a word.
 const MAX_CMDLINE: usize = 2047;
@@ -433,7 +436,14 @@ impl Vm {
         };
         let watch = self.watch.clone();
         let run = exec::run(stream, exec, Input::Ours, || watch.ready());
-        self.drive(async { run.await.map(Outcome::report) }).await?.status()
+        let driven = self.drive(async { run.await.map(Outcome::report) }).await?;
+        // A hypervisor that dies takes the guest's streams along first: its own end says more.
+        if let Driven::Done(Err(_)) = &driven
+            && let Ok(ended) = tokio::time::timeout(LAST_WORDS, self.machine.wait()).await
+        {
+            ended?;
+        }
+        driven.status()
     }
 
     /// Waits until the guest's agent is there, and the command runs, if there is one.

@@ -79,8 +79,9 @@ impl Vfkit {
         ensure!(spec.initramfs.is_file(), "there is no initramfs at {}", spec.initramfs.display());
         let gvproxy = match spec.network {
             Network::User => {
-                let started = async { Gvproxy::start(&GVPROXY.find()?, &network, &spec.dir).await };
-                Some(started.await.context("the VM cannot have a network in user space")?)
+                let program = GVPROXY.find()?;
+                let started = Gvproxy::start(&program, &network, &spec.dir).await;
+                Some(started.map_err(|error| explain(&GVPROXY, &program, error))?)
             }
             Network::None | Network::Nat => None,
         };
@@ -98,11 +99,7 @@ impl Vfkit {
             Ok(()) => Ok(machine),
             Err(error) => {
                 machine.stop_now().await;
-                // An old vfkit calls what it does not know an error; its own words do not say that it is old.
-                match VFKIT.check_version(&self.program) {
-                    Err(too_old) => Err(error.context(too_old)),
-                    Ok(_) => Err(error),
-                }
+                Err(explain(&VFKIT, &self.program, error))
             }
         }
     }
@@ -145,6 +142,14 @@ impl Hypervisor for Vfkit {
 
     fn start<'a>(&'a self, spec: &'a MachineSpec) -> BoxFuture<'a, Result<Box<dyn Machine>>> {
         Box::pin(async move { Ok(Box::new(self.launch(spec).await?) as Box<dyn Machine>) })
+    }
+}
+
+/// Why a program did not start: an old one calls what it does not know an error, and does not say that it is old.
+fn explain(needed: &Requirement, program: &Path, error: anyhow::Error) -> anyhow::Error {
+    match needed.check_version(program) {
+        Err(too_old) => error.context(too_old),
+        Ok(_) => error,
     }
 }
 
