@@ -40,11 +40,15 @@ impl Tools {
 
     /// A vfkit that is this shell script.
     fn script(script: &str) -> Self {
-        let dir = TempDir::with_prefix("lr").unwrap();
-        let program = dir.path().join("vfkit");
+        Self(TempDir::with_prefix("lr").unwrap()).with("vfkit", script)
+    }
+
+    /// And another program that is this shell script.
+    fn with(self, name: &str, script: &str) -> Self {
+        let program = self.0.path().join(name);
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        Self(dir)
+        self
     }
 
     fn command(&self, lazyroot: &Lazyroot, arguments: &[&str]) -> Command {
@@ -54,7 +58,7 @@ impl Tools {
     }
 
     fn run(&self, lazyroot: &Lazyroot, arguments: &[&str]) -> Output {
-        let arguments = [&["run", "--hypervisor", "vfkit"], arguments].concat();
+        let arguments = [&["run", "--hypervisor", "vfkit", "--net", "none"], arguments].concat();
         self.command(lazyroot, &arguments).stdin(Stdio::null()).output().unwrap()
     }
 
@@ -88,8 +92,21 @@ fn folders(lazyroot: &Lazyroot) -> usize {
 fn a_command_runs_under_vfkit_with_its_streams_and_status() {
     let (debian, tools) = (debian(), Tools::standin());
     let script = "cat; findmnt -n -o FSTYPE,SOURCE /; grep -o 'console=[a-z0-9]*' /proc/cmdline; echo oops >&2; exit 7";
-    let arguments =
-        ["run", "--hypervisor", "vfkit", "--report=json", "--cpus", "2", "debian", "--", "sh", "-c", script];
+    let arguments = [
+        "run",
+        "--hypervisor",
+        "vfkit",
+        "--net",
+        "none",
+        "--report=json",
+        "--cpus",
+        "2",
+        "debian",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
     let mut child = tools
         .command(&debian, &arguments)
         .stdin(Stdio::piped())
@@ -114,7 +131,7 @@ fn a_vm_under_vfkit_is_paused_resumed_and_stopped_through_its_api() {
         assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
         text(&output.stdout)
     };
-    ok(&["run", "--hypervisor", "vfkit", "-d", "--name", "apple", "debian", "--", "sleep", "1000"]);
+    ok(&["run", "--hypervisor", "vfkit", "--net", "none", "-d", "--name", "apple", "debian", "--", "sleep", "1000"]);
     assert_eq!(ok(&["exec", "apple", "echo", "here"]), "here\n");
     let state = || serde_json::from_str::<serde_json::Value>(&ok(&["inspect", "apple"])).unwrap();
     ok(&["pause", "apple"]);
@@ -139,7 +156,8 @@ fn killing_lazyroot_ends_vfkit() {
     let (lazyroot, tools) = (Lazyroot::default(), Tools::standin());
     lazyroot.import_kernel();
     lazyroot.import(&rootfs(), "debian");
-    let arguments = ["run", "--hypervisor", "vfkit", "debian", "--", "sh", "-c", "echo up; sleep 1000"];
+    let arguments =
+        ["run", "--hypervisor", "vfkit", "--net", "none", "debian", "--", "sh", "-c", "echo up; sleep 1000"];
     let mut child = tools.command(&lazyroot, &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut up = [0; 3];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
@@ -153,7 +171,8 @@ fn vfkit_dying_under_a_vm_is_said() {
     let (lazyroot, tools) = (Lazyroot::default(), Tools::standin());
     lazyroot.import_kernel();
     lazyroot.import(&rootfs(), "debian");
-    let arguments = ["run", "--hypervisor", "vfkit", "debian", "--", "sh", "-c", "echo up; sleep 1000"];
+    let arguments =
+        ["run", "--hypervisor", "vfkit", "--net", "none", "debian", "--", "sh", "-c", "echo up; sleep 1000"];
     let mut command = tools.command(&lazyroot, &arguments);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut up = [0; 3];
@@ -193,7 +212,7 @@ fn a_vfkit_that_cannot_start_gives_its_own_words_and_its_age() {
 #[test]
 fn without_vfkit_the_way_to_it_is_said() {
     let debian = debian();
-    let mut command = debian.command(["run", "--hypervisor", "vfkit", "debian", "--", "true"]);
+    let mut command = debian.command(["run", "--hypervisor", "vfkit", "--net", "none", "debian", "--", "true"]);
     let output = command.env("PATH", "/nowhere").output().unwrap();
     let errors = text(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{errors}");
@@ -210,7 +229,7 @@ fn a_home_that_vfkit_cannot_take_is_refused_by_name_and_nothing_is_left() {
         for name in ["repository", "kernels", "cache"] {
             std::os::unix::fs::symlink(debian.home().join(name), home.join(name)).unwrap();
         }
-        let arguments = ["run", "--hypervisor", "vfkit", "debian", "--", "true"];
+        let arguments = ["run", "--hypervisor", "vfkit", "--net", "none", "debian", "--", "true"];
         let output = tools.command(&debian, &arguments).env("LAZYROOT_HOME", home).output().unwrap();
         let errors = text(&output.stderr);
         assert_eq!(output.status.code(), Some(125), "{errors}");
@@ -221,4 +240,33 @@ fn a_home_that_vfkit_cannot_take_is_refused_by_name_and_nothing_is_left() {
     assert!(error.contains("','") && error.contains("LAZYROOT_HOME"), "{error}");
     let error = run_in(&dir.path().join("x".repeat(90)));
     assert!(error.contains("longer than 103 bytes") && error.contains("LAZYROOT_HOME"), "{error}");
+}
+
+#[test]
+fn a_guest_s_network_is_that_of_a_gvproxy_which_ends_with_the_vm() {
+    let lazyroot = Lazyroot::default();
+    lazyroot.import_kernel();
+    lazyroot.import(&rootfs(), "debian");
+    let run = |tools: &Tools| {
+        let arguments = ["run", "--hypervisor", "vfkit", "debian", "--", "ip", "-4", "-o", "address", "show"];
+        tools.command(&lazyroot, &arguments).stdin(Stdio::null()).output().unwrap()
+    };
+    // One that takes the guest's frames for nothing: what is looked at is what the guest was told.
+    let works = Tools::standin().with("gvproxy", ": >\"${2#unixgram://}\"; exec sleep 1000");
+    let output = run(&works);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{err}");
+    assert!(out.contains("192.168.127.2/24"), "{out}{err}");
+    assert_nothing_left(&lazyroot);
+
+    let old = Tools::standin().with(
+        "gvproxy",
+        "[ \"$1\" != -version ] || { echo 'gvproxy version v0.6.2'; exit; }; echo 'flag not defined' >&2; exit 2",
+    );
+    let error = text(&run(&old).stderr);
+    assert!(["0.6.2", "0.7.0", "brew upgrade", "flag not defined"].iter().all(|word| error.contains(word)), "{error}");
+    let error = text(&run(&Tools::standin()).stderr);
+    assert!(["gvproxy", "brew install podman", "--net none"].iter().all(|word| error.contains(word)), "{error}");
+    assert_nothing_left(&lazyroot);
+    assert_eq!(folders(&lazyroot), 0);
 }

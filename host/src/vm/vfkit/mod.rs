@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::frame::DEFAULT_PORT;
+use lazyroot_proto::settings;
 use tokio::process::Child;
 
 use self::arguments::{Sockets, arguments};
@@ -79,7 +80,7 @@ impl Vfkit {
         ensure!(spec.initramfs.is_file(), "there is no initramfs at {}", spec.initramfs.display());
         let gvproxy = match spec.network {
             Network::User => {
-                let program = GVPROXY.find()?;
+                let program = GVPROXY.find().context("the VM cannot have a network; --net none does without")?;
                 let started = Gvproxy::start(&program, &network, &spec.dir).await;
                 Some(started.map_err(|error| explain(&GVPROXY, &program, error))?)
             }
@@ -138,6 +139,12 @@ impl Hypervisor for Vfkit {
 
     fn vsock(&self, spec: &MachineSpec) -> GuestListener {
         GuestListener::Unix(vsock_socket(spec))
+    }
+
+    fn network_settings(&self, network: Network) -> Option<settings::Network> {
+        // gvproxy's own defaults: its first address is its own, the second the guest's.
+        let (address, gateway) = ([192, 168, 127, 2], [192, 168, 127, 1]);
+        (network == Network::User).then_some(settings::Network { address, prefix: 24, gateway, dns: gateway })
     }
 
     fn start<'a>(&'a self, spec: &'a MachineSpec) -> BoxFuture<'a, Result<Box<dyn Machine>>> {
