@@ -112,6 +112,16 @@ impl Origin {
     /// In the order of their numbers on the wire.
     pub const ALL: [Origin; 6] =
         [Origin::Host, Origin::Neighbour, Origin::Profile, Origin::Cache, Origin::Failed, Origin::Unseen];
+
+    /// Whether a program read something, and got it.
+    pub fn is_read(self) -> bool {
+        !matches!(self, Origin::Failed | Origin::Unseen)
+    }
+
+    /// One word, for people and programs.
+    pub fn name(self) -> &'static str {
+        ["host", "neighbour", "profile", "cache", "failed", "unseen"][self as usize]
+    }
 }
 
 /// A read that the guest's kernel asked the data layer for.
@@ -224,6 +234,24 @@ impl Counters {
             .chain(histograms.into_iter().flat_map(|histogram| &mut histogram.0))
     }
 
+    /// What was counted here and not yet in `earlier`, of the same guest.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let (mut news, mut earlier) = (self.clone(), earlier.clone());
+        news.fields().zip(earlier.fields()).for_each(|(field, earlier)| *field = field.saturating_sub(*earlier));
+        news
+    }
+
+    /// Adds what another guest, or the same one later, has counted.
+    pub fn add(&mut self, more: &Self) {
+        let mut more = more.clone();
+        self.fields().zip(more.fields()).for_each(|(field, more)| *field = field.saturating_add(*more));
+    }
+
+    /// Whether no number is smaller than in `earlier`: this may be the same guest later.
+    pub fn covers(&self, earlier: &Self) -> bool {
+        self.clone().fields().zip(earlier.clone().fields()).all(|(field, earlier)| *field >= *earlier)
+    }
+
     /// The payload of a COUNTERS frame: every number as a u64, in the order verified, profile, profile used, neighbours,
     /// reads, bytes read, lookup, read, wire.
     pub fn encode(&self) -> Vec<u8> {
@@ -251,6 +279,19 @@ mod tests {
         assert_eq!(extent.bytes(100_000), Some((8192, 16384)));
         assert_eq!(extent.bytes(8193), Some((8192, 1)));
         assert_eq!(extent.bytes(8192), None);
+    }
+
+    #[test]
+    fn counters_are_compared_field_by_field() {
+        let mut later = Counters { verified_bytes: 5, ..Counters::default() };
+        later.read.add(3);
+        let earlier = Counters { verified_bytes: 3, ..Counters::default() };
+        assert!(later.covers(&earlier) && !earlier.covers(&later));
+        let news = later.since(&earlier);
+        assert_eq!((news.verified_bytes, news.read.count()), (2, 1));
+        let mut sum = earlier;
+        sum.add(&news);
+        assert_eq!(sum, later);
     }
 
     #[test]

@@ -9,12 +9,16 @@ mod life;
 mod logs;
 #[cfg(target_os = "linux")]
 mod mount;
+mod profile;
 mod ps;
 mod run;
+mod seen;
 mod serve;
 mod source;
 mod ssh;
+mod stats;
 mod store;
+mod trace;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -55,7 +59,6 @@ enum Verb {
     Cp(copy::CpArgs),
     Logs(logs::LogsArgs),
     Port(copy::PortArgs),
-    Top(copy::TopArgs),
     Inspect(ps::InspectArgs),
     Stop(life::StopArgs),
     Wait(life::WaitArgs),
@@ -67,6 +70,11 @@ enum Verb {
     Image(image::ImageCommand),
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
+    Stats(stats::StatsArgs),
+    Top(stats::TopArgs),
+    Trace(trace::TraceArgs),
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
     Serve(serve::ServeArgs),
     /// Works on the store
     #[command(subcommand)]
@@ -132,7 +140,6 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::SshProxy(args) => ssh::proxy(&args),
         Verb::Cp(args) => copy::cp(&args, &context),
         Verb::Port(args) => copy::port(&args, &context),
-        Verb::Top(args) => copy::top(&args, &context),
         Verb::Logs(args) => logs::run(&args, &context),
         Verb::Inspect(args) => ps::inspect(&args, &context),
         Verb::Stop(args) => life::stop(&args, &context),
@@ -141,6 +148,10 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::Pause(args) => life::pause(&args, &context),
         Verb::Resume(args) => life::resume(&args, &context),
         Verb::Kernel(command) => kernel::run(command, &context),
+        Verb::Stats(args) => stats::stats(&args, &context),
+        Verb::Top(args) => stats::top(&args, &context),
+        Verb::Trace(args) => trace::run(&args, &context),
+        Verb::Profile(command) => profile::run(command, &context, launched),
         Verb::Serve(args) => serve::run(&args, &context),
         Verb::Store(command) => store::run(command, &context),
         #[cfg(target_os = "linux")]

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
 
-use crate::store::{Image, ImageConfig, ImageName, Object, ObjectSource, ProfileFile, Store};
+use super::{Memory, ProfileUse};
+use crate::store::{Image, ImageConfig, ImageName, Object, ObjectSource, Store};
 
 /// An image being served.
 pub struct ServedImage {
@@ -28,8 +29,8 @@ pub struct ServedImage {
     pub manifest_size: u64,
     /// The index as it goes over the wire.
     pub index_bytes: Vec<u8>,
-    /// Where what guests read at boot is remembered, if it is.
-    pub profile: Option<ProfileFile>,
+    /// Where what guests read is remembered, if it is.
+    pub memory: Option<Memory>,
 }
 
 impl ServedImage {
@@ -41,12 +42,12 @@ impl ServedImage {
         let index = image.index.clone();
         let (name, config) = (image.name.clone(), image.config.clone());
         let index_bytes = index.to_bytes();
-        Ok(Self { id: image.id, name, config, index_bytes, index, source, manifest, manifest_size, profile: None })
+        Ok(Self { id: image.id, name, config, index_bytes, index, source, manifest, manifest_size, memory: None })
     }
 
-    /// From here on guests are sent ahead what `profile` says, and what they read is remembered there.
-    pub fn with_profile(self, profile: ProfileFile) -> Self {
-        Self { profile: Some(profile), ..self }
+    /// From here on what guests read is remembered, and used for the next ones.
+    pub fn with_memory(self, memory: Memory) -> Self {
+        Self { memory: Some(memory), ..self }
     }
 
     /// The object with this id, if the image has it.
@@ -109,7 +110,10 @@ impl Catalog {
             return Some(image.clone());
         }
         let store = self.store.as_ref()?;
-        let open = |image: Image| Ok(ServedImage::open(&image, store.source())?.with_profile(store.profile(&image.id)));
+        let open = |image: Image| {
+            let memory = Memory::new(store, &image.id, ProfileUse::Follow);
+            Ok(ServedImage::open(&image, store.source())?.with_memory(memory))
+        };
         let image = store.resolve(&id.to_string()).and_then(open);
         match image {
             Ok(image) => {

@@ -20,6 +20,7 @@ mod recent;
 mod repo;
 mod repository;
 mod source;
+mod trace;
 mod upstream;
 
 pub use cache::CacheSize;
@@ -36,6 +37,7 @@ pub use progress::Progress;
 pub use repo::{Removed, Store};
 pub use repository::RepositorySource;
 pub use source::{Object, ObjectError, ObjectSource};
+pub use trace::{Milestone, Trace, TraceFile};
 pub use upstream::{
     Address as UpstreamAddress, Compression as UpstreamCompression, Pushed, Spec as UpstreamSpec, Traffic,
 };

@@ -60,9 +60,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The piece's first block.
-    pub fn block(&self) -> u32 {
-        self.grain * GRAIN
+    /// The piece, which ends with its object; `None` if it lies outside of the image.
+    pub fn extent(&self, index: &ObjectIndex) -> Option<Extent> {
+        let (_, size) = index.get(self.position)?;
+        let block = self.grain.checked_mul(GRAIN)?;
+        let (_, len) = Extent { position: self.position, block, blocks: GRAIN }.bytes(size)?;
+        let blocks = len.div_ceil(lazyroot_proto::verity::BLOCK as u64) as u32;
+        Some(Extent { position: self.position, block, blocks })
     }
 }
 
@@ -109,26 +113,18 @@ impl Profile {
     pub fn hints(&self, index: &ObjectIndex) -> Vec<Hint> {
         let mut hints: Vec<Hint> = Vec::new();
         for entry in &self.entries {
-            let Some((_, size)) = index.get(entry.position) else { continue };
-            let Some((_, len)) = (Extent { position: entry.position, block: entry.block(), blocks: GRAIN }).bytes(size)
-            else {
-                continue;
-            };
-            let blocks = len.div_ceil(lazyroot_proto::verity::BLOCK as u64) as u32;
+            let Some(extent) = entry.extent(index) else { continue };
             let watched = entry.missed > 0 || entry.position % WATCHED == self.runs % WATCHED;
             match hints.last_mut() {
                 Some(Hint { extent: last, watched: also_watched })
-                    if last.position == entry.position
-                        && last.block + last.blocks == entry.block()
-                        && last.blocks + blocks <= LONGEST =>
+                    if last.position == extent.position
+                        && last.block + last.blocks == extent.block
+                        && last.blocks + extent.blocks <= LONGEST =>
                 {
-                    last.blocks += blocks;
+                    last.blocks += extent.blocks;
                     *also_watched |= watched;
                 }
-                _ => {
-                    let extent = Extent { position: entry.position, block: entry.block(), blocks };
-                    hints.push(Hint { extent, watched });
-                }
+                _ => hints.push(Hint { extent, watched }),
             }
         }
         hints

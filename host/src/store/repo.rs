@@ -28,6 +28,7 @@ use super::profile::ProfileFile;
 use super::progress::Progress;
 use super::repository::RepositorySource;
 use super::source::ObjectSource;
+use super::trace::TraceFile;
 use super::upstream::push::push;
 use super::upstream::{Address as UpstreamAddress, Pushed};
 use crate::home::Home;
@@ -163,6 +164,11 @@ impl Store {
         ProfileFile::new(self.files.clone(), image)
     }
 
+    /// Where what the last run read of an image is kept.
+    pub fn trace(&self, image: &ObjectId) -> TraceFile {
+        TraceFile::new(self.files.clone(), image)
+    }
+
     /// Its upstreams, if it has any.
     pub fn elsewhere(&self) -> Option<&Arc<Elsewhere>> {
         self.elsewhere.as_ref()
@@ -294,7 +300,7 @@ impl Store {
         let remaining = self.names_of(&id)?;
         if remaining.is_empty() {
             remove_if_there(&self.manifest(&id))?;
-            for kind in ["index", "config"] {
+            for kind in ["index", "config", "profiles", "traces"] {
                 self.files.remove(&format!("{kind}/{}", id.to_hex()))?;
             }
             return Ok(Removed::Image);
