@@ -274,7 +274,10 @@ fn a_mounts_reads_are_counted_remembered_and_sent_ahead_next_time() {
         (stats["guest"]["reads"]["profile"]["count"].as_u64()? > 0 && stats["profile_wasted_bytes"] == 0)
             .then_some(stats)
     });
-    assert!(stats["guest"]["reads"]["profile"]["bytes"].as_u64() >= Some(300_000), "the large file came ahead: {stats}");
+    assert!(
+        stats["guest"]["reads"]["profile"]["bytes"].as_u64() >= Some(300_000),
+        "the large file came ahead: {stats}"
+    );
 }
 
 #[test]

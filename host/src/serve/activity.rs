@@ -81,6 +81,7 @@ impl Activity {
                 EventKind::Started => "started",
                 EventKind::Warning => "warning",
                 EventKind::Fatal => "fatal",
+                EventKind::Ready => "ready",
             };
             Milestone { name: name.to_owned(), at: event.at / 1000, text: event.text.clone() }
         };

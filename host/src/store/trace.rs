@@ -38,7 +38,7 @@ pub struct Trace {
 /// A moment of a guest's life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Milestone {
-    /// `init`, `mounted`, `started`, `warning` or `fatal`.
+    /// `init`, `mounted`, `started`, `ready`, `warning` or `fatal`.
     pub name: String,
     /// When, in microseconds since the guest's kernel started.
     pub at: u64,

@@ -286,6 +286,7 @@ impl Waterfall<'_> {
                 "init" => "guest-init runs",
                 "mounted" => "root mounted",
                 "started" => "program starts",
+                "ready" => "system is up",
                 other => other,
             };
             let text = printable(&milestone.text);
