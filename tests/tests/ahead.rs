@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lazyroot::home::Home;
-use lazyroot::serve::{Activity, ActivityState, Catalog, Endpoint, Listener, ServedImage, Server};
+use lazyroot::serve::{Activity, ActivityState, Catalog, Endpoint, Listener, Memory, ServedImage, Server};
 use lazyroot::store::{Profile, ProfileFile, Store};
 use lazyroot_proto::reads::Origin;
 use lazyroot_proto::{Algorithm, ObjectId, verity};
@@ -53,7 +53,8 @@ impl Bench {
         let store = Store::open(&Home::open().unwrap(), Some(&lazyroot.home().join("repository"))).unwrap();
         let image = store.resolve(IMAGE).unwrap();
         let profile = store.profile(&image.id);
-        let served = ServedImage::open(&image, store.source()).unwrap().with_profile(profile.clone());
+        let served =
+            ServedImage::open(&image, store.source()).unwrap().with_memory(Memory::of_profile(profile.clone()));
         let index = served.index.clone();
         let metadata = served.manifest_size + served.index_bytes.len() as u64;
         let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -25,7 +25,7 @@ pub enum ProfileUse {
 /// Where the runs of one image are remembered.
 pub struct Memory {
     profile: ProfileFile,
-    trace: TraceFile,
+    trace: Option<TraceFile>,
     profile_use: ProfileUse,
     /// Whether a recorded profile has taken the old one's place: a guest that reconnects must not replace its own.
     replaced: AtomicBool,
@@ -34,7 +34,17 @@ pub struct Memory {
 impl Memory {
     /// That of an image of `store`.
     pub fn new(store: &Store, image: &ObjectId, profile_use: ProfileUse) -> Self {
-        Self { profile: store.profile(image), trace: store.trace(image), profile_use, replaced: AtomicBool::new(false) }
+        Self {
+            profile: store.profile(image),
+            trace: Some(store.trace(image)),
+            profile_use,
+            replaced: AtomicBool::new(false),
+        }
+    }
+
+    /// That of an image whose traces are not kept.
+    pub fn of_profile(profile: ProfileFile) -> Self {
+        Self { profile, trace: None, profile_use: ProfileUse::Follow, replaced: AtomicBool::new(false) }
     }
 
     /// What to send a guest ahead.
@@ -53,7 +63,9 @@ impl Memory {
         if state.reads.is_empty() {
             return Ok(());
         }
-        self.trace.write(&activity.trace_of(state))?;
+        if let Some(trace) = &self.trace {
+            trace.write(&activity.trace_of(state))?;
+        }
         match self.profile_use {
             ProfileUse::Record if !self.replaced.swap(true, Ordering::AcqRel) => {
                 let mut profile = Profile::default();
