@@ -55,7 +55,7 @@ const MAX_CMDLINE: usize = 2047;
 pub const OUTPUT_LOG: &str = "output.log";
 
 /// How long a session may outlive its hypervisor: it ends with its connection, and then writes two small files.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_READS: Duration = Duration::from_secs(2);
 
 /// How many of the console's last lines an error shows.
 const CONSOLE_LINES: usize = 15;
@@ -504,7 +504,7 @@ impl Vm {
     /// Ends the hypervisor, and takes the rest of what the guest wrote to its console and of what it had read.
     async fn end_machine(&mut self) {
         self.machine.kill().await;
-        let _ = tokio::time::timeout(LAST_WORDS, self.server.idle()).await;
+        let _ = tokio::time::timeout(LAST_READS, self.server.idle()).await;
         if let Some(console) = &mut self.console {
             console.finish().await;
         }
