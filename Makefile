@@ -11,7 +11,7 @@ PREFIX ?= /usr/local
 
 # Recipes share the package manager and cargo's locks: in parallel they would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help build guest-init run test test-arm64 check-macos bench bench-docs lint deny docs clean install image
+.PHONY: help build guest-init run test test-arm64 check-macos bench bench-docs lint fuzz deny docs clean install image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,10 @@ bench-docs: ## write the last figures into the book
 lint: ## rustfmt, clippy and, where it is installed, shellcheck
 	@sh scripts/deps.sh lint
 	@sh scripts/lint.sh
+
+fuzz: ## fuzz the verifier and the parsers, FUZZ_SECONDS (60) each; needs rustup
+	@sh scripts/deps.sh fuzz
+	@sh scripts/fuzz.sh
 
 deny: ## licences and sources of all dependencies (cargo-deny)
 	@sh scripts/deps.sh lint

@@ -2,7 +2,7 @@
 # Installs what a make target needs and the machine does not have. Looks first: when everything is there this
 # costs some milliseconds, needs no network and no root.
 #
-# usage: scripts/deps.sh build|image|run|test|bench|lint|arm64|macos
+# usage: scripts/deps.sh build|image|run|test|bench|lint|arm64|macos|fuzz
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -28,6 +28,7 @@ packages() {
     macos) echo python3-venv ;;
     # The peers come from a Debian tree of their own (bench-inputs.sh); nydus is built, which takes cmake.
     bench) echo fio cmake ;;
+    fuzz) echo g++ ;;
     *) fail "deps.sh: unknown set '$1'" ;;
     esac
 }

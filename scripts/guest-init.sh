@@ -24,7 +24,7 @@ built=$target/guest/$triple/guest/guest-init
 RUSTFLAGS="${RUSTFLAGS-} -C target-feature=+crt-static"
 export RUSTFLAGS
 set -- --profile guest --locked -p lazyroot-guest --bin guest-init --target-dir "$target/guest"
-if [ "$(uname)" = Darwin ]; then # The same line was run on Linux, never on a Mac.
+if [ "$(uname)" = Darwin ]; then # Never run.
     RUSTFLAGS='' cargo zigbuild "$@" --target "$arch-unknown-linux-musl"
     built=$target/guest/$arch-unknown-linux-musl/guest/guest-init
 elif [ "$arch" = "$machine" ]; then

@@ -22,6 +22,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::cmdline::Mode;
 use crate::link::{Address, FrameReader, dial, write_capped};
+use crate::objects::Objects;
 use crate::sys::{self, Identity};
 use crate::{service, shutdown, users};
 
@@ -38,12 +39,14 @@ pub struct Agent {
     address: Address,
     root: Arc<OwnedFd>,
     mode: Mode,
+    objects: Arc<Objects>,
 }
 
 impl Agent {
     /// An agent that runs programs in `root`, a directory that becomes theirs, beside an init or without one.
-    pub fn new(address: Address, root: OwnedFd, mode: Mode) -> Self {
-        Self { address, root: Arc::new(root), mode }
+    /// What programs read of `objects` the host has been told when it hears of their end.
+    pub fn new(address: Address, root: OwnedFd, mode: Mode, objects: Arc<Objects>) -> Self {
+        Self { address, root: Arc::new(root), mode, objects }
     }
 
     /// Serves the host; never returns.
@@ -68,9 +71,9 @@ impl Agent {
             match FromHost::decode(header.kind, &payload).map_err(io::Error::other)? {
                 FromHost::OpenStream(number) => {
                     let frames = self.open(Role::Stream(number))?;
-                    let root = self.root.clone();
+                    let (root, objects) = (self.root.clone(), self.objects.clone());
                     thread::spawn(move || {
-                        if let Err(error) = serve_stream(frames, &root) {
+                        if let Err(error) = serve_stream(frames, &root, &objects) {
                             eprintln!("lazyroot: a stream ended: {error}");
                         }
                     });
@@ -121,18 +124,18 @@ fn next_message(frames: &mut FrameReader) -> io::Result<ToGuest> {
 }
 
 /// Does what the host's first frame asks for.
-fn serve_stream(mut frames: FrameReader, root: &OwnedFd) -> io::Result<()> {
+fn serve_stream(mut frames: FrameReader, root: &OwnedFd, objects: &Objects) -> io::Result<()> {
     let (header, payload) = frames.read_frame()?;
     if let Ok(wish) = Wish::decode(header.kind, &payload) {
         return service::serve(frames, wish, root);
     }
     match ToGuest::decode(header.kind, &payload).map_err(io::Error::other)? {
-        ToGuest::Exec(exec) => run_program(frames, exec, root),
+        ToGuest::Exec(exec) => run_program(frames, exec, root, objects),
         other => Err(io::Error::other(format!("unexpected at the start of a stream: {other:?}"))),
     }
 }
 
-fn run_program(mut frames: FrameReader, exec: Exec, root: &OwnedFd) -> io::Result<()> {
+fn run_program(mut frames: FrameReader, exec: Exec, root: &OwnedFd, objects: &Objects) -> io::Result<()> {
     let host = Host(Arc::new(Mutex::new(frames.stream())));
     let mut program = match start(&exec, root) {
         Ok(program) => program,
@@ -184,6 +187,8 @@ fn run_program(mut frames: FrameReader, exec: Exec, root: &OwnedFd) -> io::Resul
         (None, Some(signal)) => Exit::Signal(signal as u8),
         (None, None) => Exit::Status(u8::MAX),
     };
+    // Afterwards the host may end the VM.
+    objects.recorder().tell(objects.link());
     host.send(&ToHost::Exit(exit))
 }
 

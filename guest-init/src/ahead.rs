@@ -14,10 +14,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use lazyroot_proto::reads::Origin;
 use rustix::fs::{Mode, OFlags, RawDir, inotify};
 
 use crate::objects::Objects;
 use crate::pages::Pages;
+use crate::recorder::Stopwatch;
 
 /// How long a program that has reached a batch is made to wait for the rest of it. Waking it once is cheaper than
 /// waking it for every object; a link that takes longer than this for a batch is what it waits for then.
@@ -87,10 +89,11 @@ impl Filler {
             }
             // The first is kept back.
             for position in batch.clone().skip(1) {
-                if let Some(Ok(content)) = self.objects.read_small(position)
+                let stopwatch = Stopwatch::start();
+                if let Some(Ok(content)) = self.objects.receive_small(position, Origin::Neighbour)
                     && self.pages.store(position, 0, &content)
                 {
-                    self.objects.drop_small(position);
+                    self.objects.stored_ahead(position, stopwatch);
                 }
             }
             self.pending.lock().retain(|other| *other != batch);

@@ -58,7 +58,7 @@ pub fn main(started: u64) -> Result<()> {
         if let Some(notify) = notify {
             notify.watch(link, root.try_clone()?);
         }
-        let agent = Agent::new(address, root, boot.mode);
+        let agent = Agent::new(address, root, boot.mode, mounted.objects().clone());
         std::thread::Builder::new().name("agent".into()).spawn(move || agent.run())?;
     }
     mounted.wait().context("the root's data layer ended")

@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, OnceLock};
@@ -19,6 +20,9 @@ use lazyroot_proto::{ObjectId, ObjectIndex};
 use crate::ahead::{Layer, Scans};
 use crate::objects::Objects;
 use crate::pages::{self, FIRST_OBJECT, Pages};
+use crate::prefetch;
+use crate::ready::Ready;
+use crate::recorder::Stopwatch;
 
 /// Threads that answer the kernel. Each waits for its own reply, so this is also how many reads are in flight.
 const THREADS: usize = 8;
@@ -69,7 +73,8 @@ pub fn serve(objects: Arc<Objects>, device: OwnedFd) -> io::Result<Serving> {
     };
     let session = Session::from_fd(fs, device, SessionACL::All, config)?;
     pages.attach(session.notifier());
-    Ok(Serving { session: session.spawn()?, objects, pages, scans })
+    let session = session.spawn()?;
+    Ok(Serving { session, objects, pages, scans })
 }
 
 /// A data layer being served.
@@ -81,6 +86,14 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// From here on what the image's boot profile names is brought ahead of the programs, into the layer `ready`.
+    ///
+    /// # Errors
+    /// If the system has no thread for it.
+    pub fn replay_profile(&self, ready: Ready) -> io::Result<()> {
+        prefetch::start(self.objects.clone(), self.pages.clone(), ready)
+    }
+
     /// From here on scans are recognised and their objects brought into the page cache ahead of the program, with the
     /// help of `layer`, where the kernel sees this data layer.
     ///
@@ -95,7 +108,10 @@ impl Serving {
 
     /// Waits until the file system is unmounted.
     pub fn wait(self) -> io::Result<()> {
-        self.session.join()
+        let ended = self.session.join();
+        self.objects.recorder().tell(self.objects.link());
+        self.objects.recorder().close();
+        ended
     }
 
     /// The objects that are served.
@@ -105,18 +121,15 @@ impl Serving {
 }
 
 impl DataFs {
-    /// Reads for the kernel something of the object at `position`, and lets what it seems to read next come along.
-    fn demand<T>(&self, position: u32, read: impl FnOnce() -> T) -> T {
-        let ahead = self.objects.miss(position);
-        let scans = self.scans.get();
-        if let Some((scans, batch)) = scans.zip(ahead.coming) {
+    /// Lets come what seems to be read after the object at `position`, which the kernel asks for. Returns the batch of a
+    /// scan that it lies in.
+    fn come_ahead(&self, position: u32) -> Option<(&Scans, Range<u32>)> {
+        let step = self.objects.miss(position);
+        let scans = self.scans.get()?;
+        if let Some(batch) = step.ask.filter(|_| step.scan) {
             scans.fill(batch);
         }
-        let read = read();
-        if let Some((scans, batch)) = scans.zip(ahead.within) {
-            scans.hold_for(&batch);
-        }
-        read
+        step.within.map(|batch| (scans, batch))
     }
 
     /// The positions of the objects in the folder of ids that begin with `byte`.
@@ -193,6 +206,7 @@ impl Filesystem for DataFs {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let stopwatch = Stopwatch::start();
         let ino = child(self.objects.index(), parent.0, name.as_bytes());
         let attr = match ino.and_then(|ino| self.attr(ino).ok_or(Errno::EIO)) {
             Ok(attr) => attr,
@@ -202,14 +216,11 @@ impl Filesystem for DataFs {
             return reply.entry(&FOREVER, &attr, Generation(0));
         };
         // overlayfs looks an object up when a program opens the file: it is about to be read.
-        let content = self.demand(position, || self.objects.read_small(position));
+        self.come_ahead(position);
+        self.objects.expect_opened(position);
         reply.entry(&FOREVER, &attr, Generation(0));
         self.pages.enter(position);
-        if let Some(Ok(content)) = content
-            && self.pages.store(position, 0, &content)
-        {
-            self.objects.drop_small(position);
-        }
+        self.objects.recorder().count(|counters| counters.lookup.add(stopwatch.elapsed()));
     }
 
     /// Only the data layer's own server asks, to make the kernel know the objects ([`crate::ahead`]).
@@ -223,6 +234,8 @@ impl Filesystem for DataFs {
     ) {
         let byte = ino.0.checked_sub(FIRST_DIR).and_then(|byte| u8::try_from(byte).ok());
         let positions = byte.map(|byte| self.folder(byte)).unwrap_or_default();
+        // The kernel has taken in what it was told before it asks for what follows.
+        positions.iter().take(offset as usize).for_each(|position| self.pages.enter(*position));
         for (number, position) in positions.iter().enumerate().skip(offset as usize) {
             let ino = pages::inode(*position);
             let (Some(attr), Some((id, _))) = (self.attr(ino.0), self.objects.index().get(*position)) else { continue };
@@ -231,7 +244,6 @@ impl Filesystem for DataFs {
             if reply.add(ino, number as u64 + 1, name, &FOREVER, &attr, Generation(0)) {
                 break;
             }
-            self.pages.enter(*position);
         }
         reply.ok();
     }
@@ -265,12 +277,25 @@ impl Filesystem for DataFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = |position| self.demand(position, || self.objects.read(position, offset, size));
-        match pages::position(ino.0).and_then(read) {
-            Some(Ok(bytes)) => reply.data(&bytes),
+        let stopwatch = Stopwatch::start();
+        let Some(position) = pages::position(ino.0) else { return reply.error(Errno::EISDIR) };
+        let scan = self.come_ahead(position);
+        let read = self.objects.read(position, offset, size);
+        if let Some((scans, batch)) = scan {
+            scans.hold_for(&batch);
+        }
+        self.objects.recorder().count(|counters| counters.read.add(stopwatch.elapsed()));
+        match read {
+            Some(Ok(bytes)) => {
+                let whole = bytes.is_whole();
+                reply.data(&bytes);
+                if whole {
+                    self.objects.drop_small(position);
+                }
+            }
             // Never ENOENT, never short: the kernel would show a file that is missing or full of zeros.
             Some(Err(_)) => reply.error(Errno::EIO),
-            None => reply.error(Errno::EISDIR),
+            None => reply.error(Errno::EIO),
         }
     }
 }

@@ -24,11 +24,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use lazyroot_proto::ObjectId;
 use lazyroot_proto::frame::{
     ErrorCode, EventKind, FrameError, FromHost, HEADER, Header, Hello, MAX_GUEST_WRITE, MAX_READ, Metadata, Request,
     Role, kind,
 };
+use lazyroot_proto::reads::{Extent, Hint, decode_hints};
+use lazyroot_proto::{ObjectId, ObjectIndex};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 /// How long one request may take, reconnects included, before it fails: long enough for a host that restarts or
@@ -127,11 +128,34 @@ struct Call {
     reply: Option<Result<Vec<u8>, LinkError>>,
 }
 
-/// An object on its way.
+/// A range of an object to ask for ahead of need.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// The range, by position and blocks.
+    pub extent: Extent,
+    /// Which object that is.
+    pub id: ObjectId,
+    /// The range in bytes.
+    pub offset: u64,
+    /// In bytes, at most [`MAX_READ`].
+    pub len: u32,
+}
+
+impl Wanted {
+    /// The part of `extent` that lies in the object, of `index`, that it names; `None` if that is nothing or too much.
+    pub fn new(index: &ObjectIndex, extent: Extent) -> Option<Self> {
+        let (id, size) = index.get(extent.position)?;
+        let (offset, len) = extent.bytes(size)?;
+        let len = u32::try_from(len).ok().filter(|len| *len <= MAX_READ)?;
+        Some(Self { extent, id, offset, len })
+    }
+}
+
+/// Bytes on their way.
 #[derive(Debug)]
 pub struct Ticket {
     tag: u64,
-    /// The object's size in bytes.
+    /// How many.
     len: u32,
 }
 
@@ -168,6 +192,11 @@ impl Link {
         self.metadata(Metadata::Index)
     }
 
+    /// The image's boot profile: what to read ahead. A hint that nothing vouches for; empty if there is none.
+    pub fn profile(&self) -> Result<Vec<Hint>, LinkError> {
+        Ok(decode_hints(kind::GET, &self.metadata(Metadata::Profile)?)?)
+    }
+
     fn metadata(&self, what: Metadata) -> Result<Vec<u8>, LinkError> {
         let sizes = lock(&self.calls).sizes.expect("a connected link has had its welcome");
         let size = match what {
@@ -191,9 +220,12 @@ impl Link {
     /// Tells the host what happened here at `at` (nanoseconds since the kernel started); `text` may be empty.
     /// Lost if the connection is.
     pub fn event(&self, kind: EventKind, at: u64, text: &str) {
-        let frame = Request::Event { kind, at, text: text.into() }.encode(0);
-        // An event is worth no retry: what matters is told again, or seen by its effects.
-        let _ = self.send(&frame);
+        self.tell(&Request::Event { kind, at, text: text.into() });
+    }
+
+    /// Sends what is not answered. Lost if the connection is: what matters is told again, or seen by its effects.
+    pub fn tell(&self, request: &Request) {
+        let _ = self.send(&request.encode(0));
     }
 
     fn in_pieces(&self, size: u64, request: impl Fn(u64, u32) -> Request) -> Result<Vec<u8>, LinkError> {
@@ -214,27 +246,30 @@ impl Link {
         Ok(data)
     }
 
-    /// Asks for whole objects at consecutive positions of the index, `first` and on, without waiting: each reply is
-    /// taken with [`Link::redeem`], or given up with [`Link::forget`]. `objects` are their ids and sizes in bytes, at
-    /// most [`lazyroot_proto::frame::MAX_BATCH`] of them.
-    pub fn read_ahead(&self, first: u32, objects: &[(ObjectId, u32)]) -> Vec<Ticket> {
+    /// Asks for ranges of objects without waiting: each reply is taken with [`Link::redeem`], or given up with
+    /// [`Link::forget`]. At most [`lazyroot_proto::frame::MAX_BATCH`] of them.
+    pub fn read_ahead(&self, wanted: &[Wanted]) -> Vec<Ticket> {
+        if wanted.is_empty() {
+            return Vec::new();
+        }
         let first_tag = {
             let mut calls = lock(&self.calls);
             let first_tag = calls.next_tag + 1;
-            for (tag, (id, len)) in (first_tag..).zip(objects) {
+            for (tag, wanted) in (first_tag..).zip(wanted) {
                 // On a new connection each is asked for by itself: some may have been answered.
-                let frame = Request::Read { id: *id, offset: 0, len: *len }.encode(tag);
+                let frame = Request::Read { id: wanted.id, offset: wanted.offset, len: wanted.len }.encode(tag);
                 calls.waiting.insert(tag, Call { frame, caller: None, reply: None });
             }
-            calls.next_tag += objects.len() as u64;
+            calls.next_tag += wanted.len() as u64;
             first_tag
         };
+        let extents = wanted.iter().map(|wanted| wanted.extent).collect();
         // A failed write shows up as a failed read, which replays what was asked.
-        let _ = self.send(&Request::ReadMany { first, count: objects.len() as u32 }.encode(first_tag));
-        (first_tag..).zip(objects).map(|(tag, (_, len))| Ticket { tag, len: *len }).collect()
+        let _ = self.send(&Request::ReadList(extents).encode(first_tag));
+        (first_tag..).zip(wanted).map(|(tag, wanted)| Ticket { tag, len: wanted.len }).collect()
     }
 
-    /// Waits for an object that was asked for with [`Link::read_ahead`]. Not verified.
+    /// Waits for what was asked for with [`Link::read_ahead`]. Not verified.
     pub fn redeem(&self, ticket: Ticket) -> Result<Vec<u8>, LinkError> {
         if let Some(call) = lock(&self.calls).waiting.get_mut(&ticket.tag) {
             call.caller = Some(thread::current());
@@ -246,7 +281,7 @@ impl Link {
         Ok(data)
     }
 
-    /// Gives up an object that was asked for with [`Link::read_ahead`]; it may be on its way already.
+    /// Gives up what was asked for with [`Link::read_ahead`]; it may be on its way already.
     pub fn forget(&self, ticket: Ticket) {
         lock(&self.calls).waiting.remove(&ticket.tag);
     }
@@ -610,7 +645,7 @@ mod tests {
             let mut first = server.accept();
             let (header, payload) = first.read_frame().unwrap();
             let many = Request::decode(header.kind, &payload);
-            assert_eq!(many, Ok(Request::ReadMany { first: 5, count: 3 }));
+            assert!(matches!(many, Ok(Request::ReadList(extents)) if extents.len() == 3));
             reply(&first, header.tag, &FromHost::Data(b"a"));
             drop(first);
             // The one that was given up and the one that was answered are not asked for again.
@@ -621,7 +656,11 @@ mod tests {
             second
         });
         let link = Link::connect(address, id(0), REQUEST_DEADLINE).unwrap();
-        let tickets = link.read_ahead(5, &[(id(1), 1), (id(2), 2), (id(3), 3)]);
+        let wanted = |position, len| {
+            let extent = Extent { position, block: 0, blocks: 1 };
+            Wanted { extent, id: id(position as u8), offset: 0, len }
+        };
+        let tickets = link.read_ahead(&[wanted(1, 1), wanted(2, 2), wanted(3, 3)]);
         let [one, two, three] = tickets.try_into().unwrap();
         assert_eq!(link.redeem(one).unwrap(), b"a");
         link.forget(two);

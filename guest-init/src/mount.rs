@@ -18,6 +18,8 @@ use rustix::mount::{
 use crate::ahead::Layer;
 use crate::link::Link;
 use crate::objects::Objects;
+use crate::ready::Ready;
+use crate::recorder::Recorder;
 use crate::{datafs, loopdev};
 
 /// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire
@@ -29,6 +31,9 @@ pub struct Trust {
     /// fs-verity digest of the object index.
     pub index: ObjectId,
 }
+
+/// Memory for what the boot profile brings, in bytes, where there is plenty; else a quarter of what there is.
+const MAX_PREFETCH: usize = 256 << 20;
 
 /// Where changes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +68,8 @@ impl Mounted {
 /// mounted then.
 pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper: Upper) -> Result<Mounted> {
     let (manifest, index) = metadata(&link, trust)?;
-    let objects = Arc::new(Objects::new(link, index));
+    let recorder = Recorder::start(link.clone()).context("cannot start a thread")?;
+    let objects = Arc::new(Objects::new(link, index, recorder, prefetch_budget()));
     // A ramfs of our own for the manifest and the layers' mount points. Unlike a tmpfs it can back an EROFS
     // mount, and once detached it goes when the last layer does.
     rustix::mount::mount("lazyroot", workdir, "ramfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
@@ -87,6 +93,11 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     let serving = datafs::serve(objects, device).context("cannot serve the FUSE data layer")?;
     set_readahead(&data_layer);
 
+    let ready_layer = layer("ready")?;
+    rustix::mount::mount("lazyroot", &ready_layer, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
+        .context("cannot mount a tmpfs for what is read ahead")?;
+    serving.replay_profile(Ready::open(&ready_layer)?).context("cannot start a thread")?;
+
     let upper_layer = match upper {
         Upper::None => None,
         Upper::Tmpfs => {
@@ -96,12 +107,20 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
             Some(dir)
         }
     };
-    attach(overlay(&metadata_layer, &data_layer, upper_layer.as_deref())?, target)?;
+    let data_layers = [&*ready_layer, &*data_layer];
+    attach(overlay(&metadata_layer, &data_layers, upper_layer.as_deref())?, target)?;
     // Best effort: without it scans are slower.
     let layer = Layer::open(&data_layer, target).ok();
     drop(detach);
     serving.read_ahead(layer).context("cannot start a thread")?;
     Ok(Mounted(serving))
+}
+
+/// Memory for what the boot profile brings, in bytes.
+fn prefetch_budget() -> usize {
+    let system = rustix::system::sysinfo();
+    let quarter = u64::from(system.mem_unit).saturating_mul(system.totalram as u64) / 4;
+    usize::try_from(quarter).unwrap_or(usize::MAX).min(MAX_PREFETCH)
 }
 
 /// The manifest's bytes and the index, both exactly what `trust` names.
@@ -218,14 +237,16 @@ fn fuse() -> Result<(OwnedFd, OwnedFd)> {
     Ok((device.into(), mount))
 }
 
-fn overlay(metadata: &Path, data: &Path, upper: Option<&Path>) -> Result<OwnedFd> {
+fn overlay(metadata: &Path, data: &[&Path], upper: Option<&Path>) -> Result<OwnedFd> {
     let overlay = FsContext::open("overlay", "it needs CONFIG_OVERLAY_FS (module overlay)")?;
-    // Not "composefs:...": units of bootc and ostree key on that name. The double colon marks a data-only layer.
+    // A double colon marks a data-only layer.
+    let lower = data.iter().fold(escape(metadata), |lower, data| format!("{lower}::{}", escape(data)));
+    // Not "composefs:...": units of bootc and ostree key on that name.
     overlay
         .set("source", "lazyroot")?
         .set("metacopy", "on")?
         .set("redirect_dir", "on")?
-        .set("lowerdir", &format!("{}::{}", escape(metadata), escape(data)))
+        .set("lowerdir", &lower)
         .context("overlayfs needs data-only lower layers (Linux 6.5)")?;
     let attributes = match upper {
         None => MountAttrFlags::MOUNT_ATTR_RDONLY,

@@ -9,14 +9,11 @@
 //! to full batches it is a *scan*: its batches go into the page cache ([`crate::ahead`]), and only the first object of
 //! each is left for the kernel to ask for, which tells how far the program has got.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
-
-use crate::link::{Link, LinkError, Ticket};
 
 /// Objects in the first batch of a sequence, and in the largest: enough that the round trips no longer show, few
 /// enough that one batch is well under a second even where a megabyte takes 20 ms.
@@ -33,7 +30,7 @@ const GAP: u32 = 8;
 /// Sequences followed at a time: a few programs may walk the tree at once.
 const SEQUENCES: usize = 4;
 
-/// What was asked for ahead.
+/// Who reads what, as far as the misses tell.
 #[derive(Default)]
 pub struct Neighbours(Mutex<State>);
 
@@ -41,8 +38,6 @@ pub struct Neighbours(Mutex<State>);
 struct State {
     /// The one used last comes last.
     sequences: Vec<Sequence>,
-    /// What is on its way, until somebody takes it.
-    tickets: BTreeMap<u32, Ticket>,
 }
 
 /// A program on its way through the tree.
@@ -60,45 +55,40 @@ struct Sequence {
 
 /// What a miss leads to.
 #[derive(Debug, Default, PartialEq)]
-pub struct Ahead {
-    /// The batch that the missed object lies in, of a scan.
+pub struct Step {
+    /// What to ask for now: consecutive positions.
+    pub ask: Option<Range<u32>>,
+    /// What was asked for before and is not needed any more.
+    pub give_up: Vec<Range<u32>>,
+    /// Whether what is asked for belongs to a scan.
+    pub scan: bool,
+    /// The batch of a scan that the missed object lies in.
     pub within: Option<Range<u32>>,
-    /// A batch that is on its way now, of a scan.
-    pub coming: Option<Range<u32>>,
 }
 
 impl Neighbours {
-    /// Takes down that the kernel asked for the object at `position`, and asks the host for what follows it, if it seems
-    /// to be read one after the other. Objects of more than `longest` bytes are never asked for ahead.
-    pub fn miss(&self, link: &Link, index: &ObjectIndex, position: u32, longest: u64) -> Ahead {
-        let mut state = self.0.lock().expect("no panic under the lock");
-        let (mut sequence, useless) = state.follow(position);
-        for range in useless {
-            state.take(range).for_each(|ticket| link.forget(ticket));
-        }
-        let scan = sequence.window == MAX_WINDOW;
-        let within = sequence.batches.front().filter(|batch| scan && batch.contains(&position)).cloned();
-        let mut coming = None;
-        if let Some((first, objects)) = sequence.wanted(index, longest) {
-            let batch = first..first + objects.len() as u32;
-            state.tickets.extend(batch.clone().zip(link.read_ahead(first, &objects)));
-            coming = Some(batch).filter(|_| scan);
-        }
-        state.sequences.push(sequence);
-        Ahead { within, coming }
-    }
-
-    /// The whole object at `position`, from what was asked for ahead or asked for now. Not verified.
-    pub fn read(&self, link: &Link, id: ObjectId, position: u32, size: u32) -> Result<Vec<u8>, LinkError> {
-        let ticket = self.0.lock().expect("no panic under the lock").tickets.remove(&position);
-        match ticket {
-            Some(ticket) => link.redeem(ticket),
-            None => link.read(id, 0, size),
-        }
+    /// Takes down that the kernel asked for the object at `position`. Objects of more than `longest` bytes are never
+    /// asked for ahead.
+    pub fn miss(&self, index: &ObjectIndex, position: u32, longest: u64) -> Step {
+        self.0.lock().expect("no panic under the lock").miss(index, position, longest)
     }
 }
 
 impl State {
+    fn miss(&mut self, index: &ObjectIndex, position: u32, longest: u64) -> Step {
+        // The kernel asks for an object a second time if it has not taken in the first answer yet.
+        if self.sequences.iter().any(|sequence| sequence.last == position) {
+            return Step::default();
+        }
+        let (mut sequence, give_up) = self.follow(position);
+        let in_scan = sequence.window == MAX_WINDOW;
+        let within = sequence.batches.front().filter(|batch| in_scan && batch.contains(&position)).cloned();
+        let ask = sequence.wanted(index, longest);
+        let scan = sequence.window == MAX_WINDOW;
+        self.sequences.push(sequence);
+        Step { ask, give_up, scan, within }
+    }
+
     /// The sequence that a miss at `position` belongs to, taken out, and what was asked for in vain.
     fn follow(&mut self, position: u32) -> (Sequence, Vec<Range<u32>>) {
         match self.sequences.iter().position(|sequence| sequence.leads_to(position)) {
@@ -113,13 +103,6 @@ impl State {
                 (Sequence { last: position, next: position + 1, ..Sequence::default() }, useless)
             }
         }
-    }
-
-    fn take(&mut self, range: Range<u32>) -> impl Iterator<Item = Ticket> {
-        let mut from = self.tickets.split_off(&range.start);
-        let mut rest = from.split_off(&range.end);
-        self.tickets.append(&mut rest);
-        from.into_values()
     }
 }
 
@@ -137,7 +120,7 @@ impl Sequence {
     }
 
     /// What to ask for now, if anything: so that the batch behind the one that is being read is on its way.
-    fn wanted(&mut self, index: &ObjectIndex, longest: u64) -> Option<(u32, Vec<(ObjectId, u32)>)> {
+    fn wanted(&mut self, index: &ObjectIndex, longest: u64) -> Option<Range<u32>> {
         if self.batches.len() >= 2 {
             return None;
         }
@@ -147,18 +130,18 @@ impl Sequence {
             return None;
         }
         self.window = (2 * self.window).min(MAX_WINDOW);
-        let (first, objects) = batch(index, self.next, self.window, longest);
-        self.next = first + objects.len() as u32;
-        if objects.is_empty() {
+        let batch = batch(index, self.next, self.window, longest);
+        self.next = batch.end;
+        if batch.is_empty() {
             return None;
         }
-        self.batches.push_back(first..self.next);
-        Some((first, objects))
+        self.batches.push_back(batch.clone());
+        Some(batch)
     }
 }
 
 /// The next objects from `from` on that can be asked for together: consecutive, each of 1 to `longest` bytes.
-fn batch(index: &ObjectIndex, from: u32, window: u32, longest: u64) -> (u32, Vec<(ObjectId, u32)>) {
+fn batch(index: &ObjectIndex, from: u32, window: u32, longest: u64) -> Range<u32> {
     let fits = |size: u64| (1..=longest).contains(&size);
     let rest = index.entries().get(from as usize..).unwrap_or_default();
     let skipped = rest.iter().take(GAP as usize).take_while(|(_, size)| !fits(*size)).count();
@@ -167,7 +150,8 @@ fn batch(index: &ObjectIndex, from: u32, window: u32, longest: u64) -> (u32, Vec
         bytes += size;
         fits(*size) && bytes <= MAX_BATCH_BYTES
     });
-    (from + skipped as u32, objects.map(|(id, size)| (*id, *size as u32)).collect())
+    let first = from + skipped as u32;
+    first..first + objects.count() as u32
 }
 
 #[cfg(test)]
@@ -180,34 +164,26 @@ mod tests {
         ObjectIndex::new(Algorithm::Sha256, sizes.iter().enumerate().map(entry).collect()).unwrap()
     }
 
-    fn positions(index: &ObjectIndex, from: u32, window: u32) -> (u32, usize) {
-        let (first, objects) = batch(index, from, window, 1000);
-        (first, objects.len())
-    }
-
     /// What a miss asks for, and how many batches it gives up.
     fn miss(state: &mut State, index: &ObjectIndex, position: u32) -> (Range<u32>, usize) {
-        let (mut sequence, useless) = state.follow(position);
-        let wanted = sequence.wanted(index, 1000).map(|(first, objects)| first..first + objects.len() as u32);
-        state.sequences.push(sequence);
-        (wanted.unwrap_or(0..0), useless.len())
+        let step = state.miss(index, position, 1000);
+        (step.ask.unwrap_or(0..0), step.give_up.len())
     }
 
     #[test]
     fn a_batch_ends_before_a_large_object_and_the_next_begins_behind_it() {
         let index = index(&[10, 10, 5000, 10, 10, 10]);
-        assert_eq!(positions(&index, 0, 8), (0, 2));
-        assert_eq!(positions(&index, 2, 8), (3, 3));
-        assert_eq!(positions(&index, 3, 2), (3, 2));
-        assert_eq!(positions(&index, 6, 8), (6, 0));
-        assert_eq!(positions(&index, 99, 8), (99, 0));
+        assert_eq!(batch(&index, 0, 8, 1000), 0..2);
+        assert_eq!(batch(&index, 2, 8, 1000), 3..6);
+        assert_eq!(batch(&index, 3, 2, 1000), 3..5);
+        assert_eq!(batch(&index, 6, 8, 1000), 6..6);
+        assert_eq!(batch(&index, 99, 8, 1000), 99..99);
     }
 
     #[test]
     fn a_batch_is_bounded_in_bytes() {
         let index = index(&[1000; 2000]);
-        let (_, objects) = batch(&index, 0, 2000, 1000);
-        assert_eq!(objects.len() as u64, MAX_BATCH_BYTES / 1000);
+        assert_eq!(batch(&index, 0, 2000, 1000).len() as u64, MAX_BATCH_BYTES / 1000);
     }
 
     #[test]
@@ -233,6 +209,7 @@ mod tests {
             assert_eq!(miss(&mut state, &index, position), (0..0, 0));
         }
         assert_eq!(miss(&mut state, &index, 102).0, 105..113, "a few sequences are followed side by side");
+        assert_eq!(miss(&mut state, &index, 102), (0..0, 0), "twice the same is no step");
         for position in [500, 1500, 2500] {
             assert_eq!(miss(&mut state, &index, position), (0..0, 0));
         }

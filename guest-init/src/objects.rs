@@ -4,28 +4,37 @@
 //! Small objects are fetched whole, which one hash over their blocks proves. Of large ones the Merkle leaves
 //! come first (32 or 64 bytes for every 4 KiB, checked against the digest), and then just the ranges asked for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::Write;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use lazyroot_proto::frame::{EventKind, MAX_READ};
 use lazyroot_proto::index::ObjectIndex;
+use lazyroot_proto::reads::{Extent, Origin};
 use lazyroot_proto::{ObjectId, verity};
 
+use crate::budget::Budget;
+use crate::cache::{Cache, Fetched};
 use crate::clock::monotonic_now;
-use crate::link::{Link, LinkError};
-use crate::neighbours::{Ahead, Neighbours};
+use crate::link::{Link, LinkError, Ticket, Wanted};
+use crate::neighbours::{Neighbours, Step};
+use crate::pieces::Pieces;
+use crate::recorder::{Recorder, Stopwatch};
 
 /// Objects up to this many bytes travel whole: 99 % of the objects of a Linux image, and at vsock's speed
 /// (tens of MiB/s emulated, GB/s otherwise) no dearer than the extra round trip for leaves.
-const WHOLE_MAX: u64 = 256 << 10;
+pub const SMALL: u64 = 256 << 10;
 
 /// Memory for objects fetched whole, in bytes. The kernel's page cache keeps what programs read; this only
-/// bridges the several READs that readahead makes of one file.
+/// bridges the time until it has them.
 const WHOLE_BUDGET: usize = 8 << 20;
 
 /// Memory for Merkle leaves, in bytes: enough for 1 GiB (SHA-256) of large files being read at a time.
 const LEAVES_BUDGET: usize = 8 << 20;
+
+/// Objects that were opened and may still be read: more than the programs that open files at the same time.
+const MAX_OPENED: usize = 64;
 
 /// Why a read failed. The text names the object.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -47,9 +56,20 @@ pub enum ReadError {
 pub struct Objects {
     link: Arc<Link>,
     index: ObjectIndex,
-    whole: Cache,
+    recorder: Arc<Recorder>,
     neighbours: Neighbours,
+    /// Small objects on their way that nobody waits for yet, and on whose behalf.
+    tickets: Mutex<BTreeMap<u32, (Ticket, Origin)>>,
+    whole: Cache,
     leaves: Cache,
+    /// Of large objects, what the boot profile brought.
+    pieces: Pieces,
+    /// Memory that the boot profile's objects and pieces take.
+    budget: Budget,
+    /// Small objects that were asked for when a program opened them, oldest first.
+    opened: Mutex<VecDeque<u32>>,
+    /// Small objects that programs find by themselves.
+    ready: Mutex<HashSet<u32>>,
     /// Objects whose failure was told.
     told: Mutex<HashSet<u32>>,
 }
@@ -61,6 +81,13 @@ pub struct Bytes {
     end: usize,
 }
 
+impl Bytes {
+    /// Whether it is all of a buffer: of a small object, then, all of its content.
+    pub fn is_whole(&self) -> bool {
+        self.start == 0 && self.end == self.data.len()
+    }
+}
+
 impl std::ops::Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
@@ -69,10 +96,23 @@ impl std::ops::Deref for Bytes {
 }
 
 impl Objects {
-    /// The objects in `index` (already verified), read through `link`.
-    pub fn new(link: Arc<Link>, index: ObjectIndex) -> Self {
-        let (whole, leaves) = (Cache::new(WHOLE_BUDGET), Cache::new(LEAVES_BUDGET));
-        Self { link, index, whole, neighbours: Neighbours::default(), leaves, told: Mutex::default() }
+    /// The objects in `index` (already verified), read through `link`. What is read is told through `recorder`; what the
+    /// boot profile brings may take `budget` bytes.
+    pub fn new(link: Arc<Link>, index: ObjectIndex, recorder: Arc<Recorder>, budget: usize) -> Self {
+        Self {
+            link,
+            index,
+            recorder,
+            neighbours: Neighbours::default(),
+            tickets: Mutex::default(),
+            whole: Cache::new(WHOLE_BUDGET),
+            leaves: Cache::new(LEAVES_BUDGET),
+            pieces: Pieces::default(),
+            budget: Budget::new(budget),
+            opened: Mutex::default(),
+            ready: Mutex::default(),
+            told: Mutex::default(),
+        }
     }
 
     /// The image's object index.
@@ -85,40 +125,178 @@ impl Objects {
         &self.link
     }
 
+    /// What hears of reads.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    /// Memory for what is fetched ahead of need.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// Takes down that the kernel asked for an object, and asks for what follows it if it seems to be read next.
-    pub fn miss(&self, position: u32) -> Ahead {
-        match self.index.get(position) {
-            Some((_, 1..=WHOLE_MAX)) => self.neighbours.miss(&self.link, &self.index, position, WHOLE_MAX),
-            _ => Ahead::default(),
+    pub fn miss(&self, position: u32) -> Step {
+        let Some((_, 1..=SMALL)) = self.index.get(position) else { return Step::default() };
+        let step = self.neighbours.miss(&self.index, position, SMALL);
+        for range in step.give_up.iter().cloned() {
+            self.give_up(range);
         }
+        if let Some(batch) = step.ask.clone() {
+            self.expect_small(batch, Origin::Neighbour);
+        }
+        step
+    }
+
+    /// Asks for those of these small objects that are not here or on their way, on behalf of `origin`.
+    pub fn expect_small(&self, positions: impl Iterator<Item = u32>, origin: Origin) {
+        let ready = self.ready.lock().expect("no panic under the lock");
+        let absent = |position: &u32| {
+            !ready.contains(position) && !self.whole.has(*position) && !self.tickets().contains_key(position)
+        };
+        let all = |position| Wanted::new(&self.index, Extent::around(position, 0, self.index.get(position)?.1)?);
+        let wanted: Vec<_> = positions.filter(absent).filter_map(all).collect();
+        let tickets = self.link.read_ahead(&wanted).into_iter().map(|ticket| (ticket, origin));
+        self.tickets().extend(wanted.iter().map(|wanted| wanted.extent.position).zip(tickets));
+    }
+
+    /// A program opens the object at `position`: a small one is asked for now, and here by the time it is read.
+    pub fn expect_opened(&self, position: u32) {
+        let small = self.index.get(position).is_some_and(|(_, size)| (1..=SMALL).contains(&size));
+        if small && !self.ready_small(position) {
+            self.expect_small([position].into_iter(), Origin::Host);
+            let mut opened = self.opened.lock().expect("no panic under the lock");
+            opened.push_back(position);
+            let oldest = if opened.len() > MAX_OPENED { opened.pop_front() } else { None };
+            drop(opened);
+            // Opened and not read: nobody waits for it.
+            oldest.into_iter().for_each(|position| self.give_up(position..position + 1));
+        }
+    }
+
+    fn ready_small(&self, position: u32) -> bool {
+        self.ready.lock().expect("no panic under the lock").contains(&position)
+    }
+
+    fn give_up(&self, range: Range<u32>) {
+        let given_up = {
+            let mut tickets = self.tickets();
+            let mut tail = tickets.split_off(&range.start);
+            tickets.append(&mut tail.split_off(&range.end));
+            tail
+        };
+        given_up.into_values().for_each(|(ticket, _)| self.link.forget(ticket));
+    }
+
+    fn tickets(&self) -> MutexGuard<'_, BTreeMap<u32, (Ticket, Origin)>> {
+        self.tickets.lock().expect("no panic under the lock")
+    }
+
+    /// All of the small object at `position` that was asked for with [`Objects::expect_small`] on behalf of `origin`.
+    /// `None` if the kernel has it meanwhile.
+    pub fn receive_small(&self, position: u32, origin: Origin) -> Option<Fetched> {
+        let (id, size) = self.index.get(position).filter(|(_, size)| *size <= SMALL)?;
+        let coming = self.whole.has(position) || self.tickets().contains_key(&position);
+        coming.then(|| self.whole(position, id, size, origin))
+    }
+
+    /// What came for `position`, with the boot profile, stays until a program asks for it, or [`Objects::drop_ahead`].
+    pub fn hold_small(&self, position: u32, bytes: usize) {
+        self.budget.take(self.whole.hold(position));
+        self.recorder.count(|counters| counters.profile_bytes += bytes as u64);
+    }
+
+    /// What came for `position`, with the boot profile, is where programs find it by themselves.
+    pub fn made_ready(&self, position: u32, bytes: usize, stopwatch: Stopwatch) {
+        self.budget.take(bytes);
+        self.ready.lock().expect("no panic under the lock").insert(position);
+        let bytes = bytes as u64;
+        self.record(stopwatch, Extent::around(position, 0, bytes), bytes, Origin::Unseen, true);
+        // A program that has asked for it meanwhile was told of it; it knows nothing of what is kept here.
+        self.whole.drop(position);
+    }
+
+    /// The kernel has all of this object now, so that nothing needs to be kept here.
+    pub fn drop_small(&self, position: u32) {
+        self.budget.give_back(self.whole.drop(position));
+    }
+
+    /// The kernel was given all of this object before a program has asked for it, and will not tell when one does. That
+    /// the program which reads its neighbours reads it too is the best guess.
+    pub fn stored_ahead(&self, position: u32, stopwatch: Stopwatch) {
+        let size = self.index.get(position).map_or(0, |(_, size)| size);
+        let origin = self.whole.claim(position).unwrap_or(Origin::Neighbour);
+        self.drop_small(position);
+        self.recorder.count(|counters| match origin {
+            Origin::Profile => counters.profile_used_bytes += size,
+            _ => counters.neighbour_bytes += size,
+        });
+        self.record(stopwatch, Extent::around(position, 0, size), size, origin, true);
+    }
+
+    /// Lets go of everything that was fetched ahead and nobody has asked for. What was ready is so no more.
+    pub fn drop_ahead(&self) {
+        self.ready.lock().expect("no panic under the lock").clear();
+        self.budget.give_back(self.whole.drop_held() + self.pieces.drop_all());
+    }
+
+    /// Pieces of a large object are on their way. Returns those that were not expected before.
+    pub fn expect_pieces(&self, wanted: Vec<Wanted>) -> Vec<Wanted> {
+        wanted.into_iter().filter(|wanted| self.pieces.expect(wanted.extent)).collect()
+    }
+
+    /// A piece has come, or will not.
+    pub fn keep_piece(&self, wanted: &Wanted, data: Result<Vec<u8>, LinkError>) {
+        let verified = data.ok().filter(|data| {
+            let leaves =
+                self.index.get(wanted.extent.position).map(|(id, size)| self.leaves(wanted.extent.position, id, size));
+            matches!(leaves, Some(Ok(leaves)) if self.range_is_right(wanted.id, &leaves, wanted.offset, data))
+        });
+        let bytes = verified.as_ref().map_or(0, Vec::len);
+        self.budget.take(bytes);
+        self.recorder.count(|counters| counters.profile_bytes += bytes as u64);
+        self.pieces.arrive(wanted.extent, verified);
+    }
+
+    fn demand_small(&self, position: u32, id: ObjectId, size: u64, stopwatch: Stopwatch) -> Fetched {
+        let ticket = || self.tickets().get(&position).map(|(_, origin)| *origin);
+        let origin = self.whole.claim(position).or_else(ticket).unwrap_or(Origin::Host);
+        let fetched = self.whole(position, id, size, Origin::Cache);
+        if origin == Origin::Profile {
+            self.recorder.count(|counters| counters.profile_used_bytes += size);
+        }
+        // What the kernel asks for again says nothing new.
+        if origin != Origin::Cache {
+            self.record(stopwatch, Extent::around(position, 0, size), size, origin, fetched.is_ok());
+        }
+        fetched
+    }
+
+    fn record(&self, stopwatch: Stopwatch, extent: Option<Extent>, bytes: u64, origin: Origin, ok: bool) {
+        let Some(extent) = extent.filter(|_| bytes > 0) else { return };
+        let (bytes, origin) = if ok { (bytes, origin) } else { (0, Origin::Failed) };
+        self.recorder.read(stopwatch, extent, bytes, origin);
     }
 
     /// Up to `len` bytes at byte `offset` of the object at `position` in the index; fewer only at its end.
     /// `None` if there is no such object.
     pub fn read(&self, position: u32, offset: u64, len: u32) -> Option<Result<Bytes, ReadError>> {
+        let stopwatch = Stopwatch::start();
         let (id, size) = self.index.get(position)?;
         let start = offset.min(size);
         let end = size.min(start + u64::from(len));
-        let read = if size <= WHOLE_MAX {
-            self.whole(position, id, size).map(|data| Bytes { data, start: start as usize, end: end as usize })
+        let read = if size <= SMALL {
+            let whole = self.demand_small(position, id, size, stopwatch);
+            whole.map(|data| Bytes { data, start: start as usize, end: end as usize })
         } else {
-            self.range(position, id, size, start, end)
+            let (read, origin) = self.range(position, id, size, start, end);
+            self.record(stopwatch, Extent::around(position, start, end - start), end - start, origin, read.is_ok());
+            read
         };
         if let Err(error) = &read {
             self.tell(position, error);
         }
         Some(read)
-    }
-
-    /// All of an object that is small enough to travel whole; `None` of a larger one.
-    pub fn read_small(&self, position: u32) -> Option<Fetched> {
-        let (id, size) = self.index.get(position).filter(|(_, size)| *size <= WHOLE_MAX)?;
-        Some(self.whole(position, id, size))
-    }
-
-    /// The kernel has all of this object now.
-    pub fn drop_small(&self, position: u32) {
-        self.whole.drop(position);
     }
 
     /// Says once that an object cannot be read, here (the console) and on the host. The kernel asks for every page
@@ -131,197 +309,75 @@ impl Objects {
         }
     }
 
-    fn whole(&self, position: u32, id: ObjectId, size: u64) -> Result<Arc<Vec<u8>>, ReadError> {
-        self.whole.get_or_fetch(position, || {
-            let data = match size {
-                0 => Vec::new(),
-                _ => {
-                    let read = self.neighbours.read(&self.link, id, position, size as u32);
-                    read.map_err(|error| ReadError::Link { id, error })?
-                }
+    fn whole(&self, position: u32, id: ObjectId, size: u64, origin: Origin) -> Fetched {
+        self.whole.get_or_fetch(position, origin, || {
+            let ticket = self.tickets().remove(&position);
+            let wire = Stopwatch::start();
+            let data = match ticket {
+                Some((ticket, _)) => self.link.redeem(ticket),
+                None if size == 0 => Ok(Vec::new()),
+                None => self.link.read(id, 0, size as u32),
             };
-            match verity::digest(id.algorithm(), &data) == id {
-                true => Ok(data),
-                false => Err(ReadError::Corrupt(id)),
-            }
+            let data = data.map_err(|error| ReadError::Link { id, error })?;
+            let right = verity::digest(id.algorithm(), &data) == id;
+            self.recorder.count(|counters| {
+                counters.wire.add(wire.elapsed());
+                counters.verified_bytes += data.len() as u64;
+            });
+            if right { Ok(data) } else { Err(ReadError::Corrupt(id)) }
         })
     }
 
-    fn range(&self, position: u32, id: ObjectId, size: u64, start: u64, end: u64) -> Result<Bytes, ReadError> {
-        let link_error = |error| ReadError::Link { id, error };
-        let leaves = self.leaves.get_or_fetch(position, || {
+    fn leaves(&self, position: u32, id: ObjectId, size: u64) -> Fetched {
+        self.leaves.get_or_fetch(position, Origin::Host, || {
             let len = verity::leaves_len(id.algorithm(), size);
-            let leaves = self.link.leaves(id, len).map_err(link_error)?;
+            let leaves = self.link.leaves(id, len).map_err(|error| ReadError::Link { id, error })?;
             match verity::digest_of_leaves(id.algorithm(), &leaves, size) == Some(id) {
                 true => Ok(leaves),
                 false => Err(ReadError::Corrupt(id)),
             }
-        })?;
+        })
+    }
+
+    fn range_is_right(&self, id: ObjectId, leaves: &[u8], offset: u64, data: &[u8]) -> bool {
+        self.recorder.count(|counters| counters.verified_bytes += data.len() as u64);
+        verity::range_matches(id.algorithm(), leaves, offset, data)
+    }
+
+    /// A range of a large object, and where it came from.
+    fn range(
+        &self,
+        position: u32,
+        id: ObjectId,
+        size: u64,
+        start: u64,
+        end: u64,
+    ) -> (Result<Bytes, ReadError>, Origin) {
         // Whole blocks around the range: only they can be checked. The kernel asks for whole pages anyway.
         let block = verity::BLOCK as u64;
         let first = start / block * block;
         let last = end.next_multiple_of(block).min(size);
+        let bytes = |data| Bytes { data: Arc::new(data), start: (start - first) as usize, end: (end - first) as usize };
+        let extent = Extent::around(position, first, last - first);
+        if let Some(found) = extent.and_then(|extent| self.pieces.take(extent, (last - first) as usize)) {
+            self.budget.give_back(found.freed);
+            self.recorder.count(|counters| counters.profile_used_bytes += found.fresh);
+            return (Ok(bytes(found.data)), Origin::Profile);
+        }
+        (self.fetch_range(position, id, size, first, last).map(bytes), Origin::Host)
+    }
+
+    fn fetch_range(&self, position: u32, id: ObjectId, size: u64, first: u64, last: u64) -> Result<Vec<u8>, ReadError> {
+        let leaves = self.leaves(position, id, size)?;
+        let wire = Stopwatch::start();
         let mut data = Vec::with_capacity((last - first) as usize);
         while first + (data.len() as u64) < last {
             let offset = first + data.len() as u64;
             let len = (last - offset).min(MAX_READ.into()) as u32;
-            let piece = self.link.read(id, offset, len).map_err(link_error)?;
+            let piece = self.link.read(id, offset, len).map_err(|error| ReadError::Link { id, error })?;
             if data.is_empty() { data = piece } else { data.extend_from_slice(&piece) }
         }
-        if !verity::range_matches(id.algorithm(), &leaves, first, &data) {
-            return Err(ReadError::Corrupt(id));
-        }
-        Ok(Bytes { data: Arc::new(data), start: (start - first) as usize, end: (end - first) as usize })
-    }
-}
-
-/// What a fetch brought: verified bytes, or why there are none.
-pub type Fetched = Result<Arc<Vec<u8>>, ReadError>;
-
-/// Verified bytes by position, the least recently used dropped first, each fetched by one caller at a time.
-/// Whoever asks meanwhile gets the same outcome; a failure is not kept, so that a later read tries again.
-struct Cache {
-    budget: usize,
-    /// Never held while a fetch is waited for.
-    state: Mutex<CacheState>,
-}
-
-#[derive(Default)]
-struct CacheState {
-    slots: HashMap<u32, Slot>,
-    bytes: usize,
-    clock: u64,
-}
-
-#[derive(Default)]
-struct Slot {
-    cell: Arc<OnceLock<Fetched>>,
-    used: u64,
-    /// 0 until the bytes are here.
-    bytes: usize,
-}
-
-impl CacheState {
-    fn remove(&mut self, position: u32) {
-        self.bytes -= self.slots.remove(&position).map_or(0, |slot| slot.bytes);
-    }
-}
-
-impl Cache {
-    fn new(budget: usize) -> Self {
-        Self { budget, state: Mutex::default() }
-    }
-
-    fn get_or_fetch(&self, position: u32, fetch: impl FnOnce() -> Result<Vec<u8>, ReadError>) -> Fetched {
-        let cell = {
-            let mut state = self.state.lock().expect("no panic under the lock");
-            state.clock += 1;
-            let clock = state.clock;
-            let slot = state.slots.entry(position).or_default();
-            slot.used = clock;
-            slot.cell.clone()
-        };
-        cell.get_or_init(|| {
-            let fetched = fetch().map(Arc::new);
-            // Before the others see the outcome: one that asks again after a failure finds an empty slot.
-            self.settle(position, &cell, &fetched);
-            fetched
-        })
-        .clone()
-    }
-
-    /// Lets go of what is kept for a position.
-    fn drop(&self, position: u32) {
-        self.state.lock().expect("no panic under the lock").remove(position);
-    }
-
-    /// Accounts for what was fetched into `cell`.
-    fn settle(&self, position: u32, cell: &Arc<OnceLock<Fetched>>, fetched: &Fetched) {
-        let mut state = self.state.lock().expect("no panic under the lock");
-        let Some(slot) = state.slots.get_mut(&position).filter(|slot| Arc::ptr_eq(&slot.cell, cell)) else { return };
-        match fetched {
-            Ok(data) => {
-                slot.bytes = data.len();
-                state.bytes += data.len();
-            }
-            Err(_) => state.remove(position),
-        }
-        // Rarely more than a few slots to look through: entries leave as fast as they come.
-        while state.bytes > self.budget {
-            let oldest = state.slots.iter().filter(|(other, slot)| **other != position && slot.bytes > 0);
-            let Some(oldest) = oldest.min_by_key(|(_, slot)| slot.used).map(|(oldest, _)| *oldest) else { break };
-            state.remove(oldest);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use lazyroot_proto::Algorithm;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::thread;
-    use std::time::Duration;
-
-    fn corrupt() -> Result<Vec<u8>, ReadError> {
-        Err(ReadError::Corrupt(verity::digest(Algorithm::Sha256, b"x")))
-    }
-
-    /// Bytes that the cache believes to hold, and those in its slots.
-    fn held(cache: &Cache) -> (usize, usize) {
-        let state = cache.state.lock().unwrap();
-        (state.bytes, state.slots.values().map(|slot| slot.bytes).sum())
-    }
-
-    #[test]
-    fn callers_at_the_same_time_share_one_fetch_and_its_outcome() {
-        for outcome in [Ok(vec![7]), corrupt()] {
-            let cache = Cache::new(100);
-            let fetches = AtomicUsize::new(0);
-            let fetch = || {
-                fetches.fetch_add(1, Ordering::Relaxed);
-                // Until everybody asks for it: each of them holds the cell, and so does the slot.
-                while Arc::strong_count(&cache.state.lock().unwrap().slots[&1].cell) < 5 {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                outcome.clone()
-            };
-            thread::scope(|scope| {
-                let readers: Vec<_> = (0..4).map(|_| scope.spawn(|| cache.get_or_fetch(1, fetch))).collect();
-                for reader in readers {
-                    assert_eq!(reader.join().unwrap().is_ok(), outcome.is_ok());
-                }
-            });
-            assert_eq!(fetches.into_inner(), 1);
-        }
-    }
-
-    #[test]
-    fn a_failure_is_forgotten_and_a_success_kept() {
-        let cache = Cache::new(100);
-        assert!(cache.get_or_fetch(1, corrupt).is_err());
-        assert_eq!(held(&cache), (0, 0));
-        assert_eq!(*cache.get_or_fetch(1, || Ok(vec![7; 10])).unwrap(), vec![7; 10]);
-        assert_eq!(*cache.get_or_fetch(1, || unreachable!()).unwrap(), vec![7; 10]);
-        assert_eq!(held(&cache), (10, 10));
-    }
-
-    #[test]
-    fn the_least_recently_used_leave_when_the_budget_is_spent() {
-        let cache = Cache::new(100);
-        let get = |position| cache.get_or_fetch(position, || Ok(vec![0; 40])).unwrap();
-        get(1);
-        get(2);
-        get(1);
-        get(3);
-        assert_eq!(held(&cache), (80, 80));
-        let mut kept: Vec<_> = cache.state.lock().unwrap().slots.keys().copied().collect();
-        kept.sort_unstable();
-        assert_eq!(kept, [1, 3]);
-        // More than the budget alone: it is used, and leaves with the next.
-        cache.get_or_fetch(4, || Ok(vec![0; 200])).unwrap();
-        assert_eq!(held(&cache), (200, 200));
-        get(5);
-        assert_eq!(held(&cache), (40, 40));
+        self.recorder.count(|counters| counters.wire.add(wire.elapsed()));
+        if self.range_is_right(id, &leaves, first, &data) { Ok(data) } else { Err(ReadError::Corrupt(id)) }
     }
 }

@@ -41,13 +41,17 @@ impl Pages {
         self.word(position).fetch_and(!bit(position), Ordering::Relaxed);
     }
 
+    /// Whether the kernel has the inode, and so perhaps the content, of the object at this position.
+    pub fn knows(&self, position: u32) -> bool {
+        self.word(position).load(Ordering::Relaxed) & bit(position) != 0
+    }
+
     /// Puts the object's bytes from `offset` (in bytes, a multiple of the page size) on into the page cache; all
     /// the object's bytes from there, or whole pages. `false` if the kernel has no use for them.
     ///
     /// Waits for a READ of the same pages that is being answered: never call this from what that answer waits for.
     pub fn store(&self, position: u32, offset: u64, data: &[u8]) -> bool {
-        let known = self.word(position).load(Ordering::Relaxed) & bit(position) != 0;
-        let notifier = self.notifier.get().filter(|_| known);
+        let notifier = self.notifier.get().filter(|_| self.knows(position));
         notifier.is_some_and(|notifier| notifier.store(inode(position), offset, data).is_ok())
     }
 

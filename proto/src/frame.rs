@@ -23,7 +23,7 @@ pub const MAX_READ: u32 = 1 << 20;
 /// The longest payload either end accepts, in bytes: the largest read's data.
 pub const MAX_PAYLOAD: usize = MAX_READ as usize;
 
-/// The most objects a [`Request::ReadMany`] may name: a frame of them stays under [`MAX_GUEST_WRITE`].
+/// The most extents a [`Request::ReadList`] may name: a frame of them stays under [`MAX_GUEST_WRITE`].
 pub const MAX_BATCH: usize = 128;
 
 /// The most bytes a guest hands to one `write` on a vsock stream. `vhost-device-vsock` 0.3 reads only the
@@ -104,10 +104,9 @@ pub mod kind {
     pub const LEAVES: u8 = 0x04;
     pub const PING: u8 = 0x05;
     pub const EVENT: u8 = 0x06;
-    pub const READ_MANY: u8 = 0x07;
-    pub const READ_LIST: u8 = 0x08;
-    pub const READS: u8 = 0x09;
-    pub const COUNTERS: u8 = 0x0a;
+    pub const READ_LIST: u8 = 0x07;
+    pub const READS: u8 = 0x08;
+    pub const COUNTERS: u8 = 0x09;
     pub const WELCOME: u8 = 0x81;
     pub const DATA: u8 = 0x82;
     pub const ERROR: u8 = 0x83;
@@ -146,8 +145,8 @@ pub enum Metadata {
     Manifest,
     /// The object index.
     Index,
-    /// The boot profile: extents to read ahead, the one needed first first ([`crate::reads::encode_extents`]). A hint
-    /// that nothing vouches for.
+    /// The boot profile: extents to read ahead, the one needed first first ([`crate::reads::encode_hints`]).
+    /// Nothing vouches for it.
     Profile,
 }
 
@@ -194,14 +193,6 @@ pub enum Request {
         offset: u64,
         /// In bytes, at most [`MAX_READ`].
         len: u32,
-    },
-    /// Whole objects at consecutive positions of the image's index, each answered by its own DATA or ERROR
-    /// frame with tags `tag`, `tag + 1`, ... Meant for small objects that follow one another in the tree.
-    ReadMany {
-        /// Position of the first object in the index.
-        first: u32,
-        /// How many, at most [`MAX_BATCH`].
-        count: u32,
     },
     /// Extents of objects, each answered by its own DATA or ERROR frame with tags `tag`, `tag + 1`, ... Meant for what
     /// is read ahead of need. At most [`MAX_BATCH`], each of at most [`MAX_READ`] bytes.
@@ -399,7 +390,6 @@ impl Request {
             }
             Request::Get { what, offset, len } => out.u8(*what as u8).u64(*offset).u32(*len).frame(kind::GET, tag),
             Request::Read { id, offset, len } => out.id(id).u64(*offset).u32(*len).frame(kind::READ, tag),
-            Request::ReadMany { first, count } => out.u32(*first).u32(*count).frame(kind::READ_MANY, tag),
             Request::ReadList(extents) => out.bytes(&encode_extents(extents)).frame(kind::READ_LIST, tag),
             Request::Reads(reads) => out.bytes(&encode_reads(reads)).frame(kind::READS, tag),
             Request::Counters(counters) => out.bytes(&counters.encode()).frame(kind::COUNTERS, tag),
@@ -441,13 +431,6 @@ impl Request {
                 Request::Get { what, offset: fields.u64()?, len: fields.read_len()? }
             }
             kind::READ => Request::Read { id: fields.id()?, offset: fields.u64()?, len: fields.read_len()? },
-            kind::READ_MANY => {
-                let (first, count) = (fields.u32()?, fields.u32()?);
-                if count == 0 || count as usize > MAX_BATCH {
-                    return Err(fields.malformed());
-                }
-                Request::ReadMany { first, count }
-            }
             kind::READ_LIST => {
                 let extents = decode_extents(kind, fields.rest())?;
                 let fits = |extent: &Extent| extent.blocks <= MAX_READ / crate::verity::BLOCK as u32;
@@ -547,7 +530,6 @@ mod tests {
             Request::Get { what: Metadata::Manifest, offset: 1, len: 2 },
             Request::Get { what: Metadata::Index, offset: 1 << 40, len: MAX_READ },
             Request::Read { id, offset: 4096, len: 4096 },
-            Request::ReadMany { first: 3, count: MAX_BATCH as u32 },
             Request::ReadList(vec![Extent { position: 1, block: 2, blocks: 256 }; MAX_BATCH]),
             Request::Reads(vec![read; 600]),
             Request::Counters(Box::new(Counters { profile_bytes: 7, ..Counters::default() })),

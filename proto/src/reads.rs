@@ -45,8 +45,7 @@ impl Extent {
     }
 }
 
-/// Extents one after the other, as in a READ_LIST request and in a boot profile (GET of
-/// [`crate::frame::Metadata::Profile`]).
+/// Extents one after the other, as in a READ_LIST request.
 pub fn encode_extents(extents: &[Extent]) -> Vec<u8> {
     extents.iter().fold(Writer::default(), |out, extent| extent.encode(out)).0
 }
@@ -57,6 +56,38 @@ pub fn encode_extents(extents: &[Extent]) -> Vec<u8> {
 /// If the bytes are not whole extents of at least one block each.
 pub fn decode_extents(kind: u8, bytes: &[u8]) -> Result<Vec<Extent>, FrameError> {
     bytes.chunks(Extent::LEN).map(|chunk| Extent::decode(&mut Reader::new(kind, chunk))).collect()
+}
+
+/// An extent of a boot profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hint {
+    /// What to read ahead.
+    pub extent: Extent,
+    /// Whether the guest is to keep it where it sees when a program asks for it, which costs the program a request. What
+    /// is not watched goes where programs find it by themselves.
+    pub watched: bool,
+}
+
+impl Hint {
+    /// Bytes of a hint on the wire.
+    pub const LEN: usize = Extent::LEN + 1;
+}
+
+/// Hints one after the other: a boot profile (GET of [`crate::frame::Metadata::Profile`]).
+pub fn encode_hints(hints: &[Hint]) -> Vec<u8> {
+    hints.iter().fold(Writer::default(), |out, hint| hint.extent.encode(out).u8(hint.watched.into())).0
+}
+
+/// Reads what [`encode_hints`] wrote; `kind` is the frame's.
+///
+/// # Errors
+/// If the bytes are not whole hints.
+pub fn decode_hints(kind: u8, bytes: &[u8]) -> Result<Vec<Hint>, FrameError> {
+    let decode = |chunk| {
+        let mut fields = Reader::new(kind, chunk);
+        Ok(Hint { extent: Extent::decode(&mut fields)?, watched: fields.u8()? != 0 })
+    };
+    bytes.chunks(Hint::LEN).map(decode).collect()
 }
 
 /// Where the bytes of a read came from.
@@ -72,11 +103,25 @@ pub enum Origin {
     Cache,
     /// They could not be had.
     Failed,
+    /// The boot profile had them sent ahead to where programs find them by themselves: this is when they were put
+    /// there. Whether a program has read them is not known.
+    Unseen,
 }
 
 impl Origin {
     /// In the order of their numbers on the wire.
-    pub const ALL: [Origin; 5] = [Origin::Host, Origin::Neighbour, Origin::Profile, Origin::Cache, Origin::Failed];
+    pub const ALL: [Origin; 6] =
+        [Origin::Host, Origin::Neighbour, Origin::Profile, Origin::Cache, Origin::Failed, Origin::Unseen];
+
+    /// Whether a program read something, and got it.
+    pub fn is_read(self) -> bool {
+        !matches!(self, Origin::Failed | Origin::Unseen)
+    }
+
+    /// One word, for people and programs.
+    pub fn name(self) -> &'static str {
+        ["host", "neighbour", "profile", "cache", "failed", "unseen"][self as usize]
+    }
 }
 
 /// A read that the guest's kernel asked the data layer for.
@@ -157,9 +202,10 @@ pub struct Counters {
     pub reads: [u64; Origin::ALL.len()],
     /// Bytes of those reads, likewise.
     pub read_bytes: [u64; Origin::ALL.len()],
-    /// Bytes that the boot profile brought.
+    /// Bytes that the boot profile brought and the guest watches ([`Hint::watched`]); those that it does not are
+    /// [`Origin::Unseen`].
     pub profile_bytes: u64,
-    /// Of those, bytes in objects or ranges that a program has asked for since.
+    /// Of those that are watched, bytes that a program has asked for since.
     pub profile_used_bytes: u64,
     /// Bytes that came along as neighbours and were put into the page cache ahead of the program. Whether it read each of
     /// them the kernel does not tell.
@@ -186,6 +232,24 @@ impl Counters {
             .chain(&mut self.reads)
             .chain(&mut self.read_bytes)
             .chain(histograms.into_iter().flat_map(|histogram| &mut histogram.0))
+    }
+
+    /// What was counted here and not yet in `earlier`, of the same guest.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let (mut news, mut earlier) = (self.clone(), earlier.clone());
+        news.fields().zip(earlier.fields()).for_each(|(field, earlier)| *field = field.saturating_sub(*earlier));
+        news
+    }
+
+    /// Adds what another guest, or the same one later, has counted.
+    pub fn add(&mut self, more: &Self) {
+        let mut more = more.clone();
+        self.fields().zip(more.fields()).for_each(|(field, more)| *field = field.saturating_add(*more));
+    }
+
+    /// Whether no number is smaller than in `earlier`: this may be the same guest later.
+    pub fn covers(&self, earlier: &Self) -> bool {
+        self.clone().fields().zip(earlier.clone().fields()).all(|(field, earlier)| *field >= *earlier)
     }
 
     /// The payload of a COUNTERS frame: every number as a u64, in the order verified, profile, profile used, neighbours,
@@ -215,6 +279,19 @@ mod tests {
         assert_eq!(extent.bytes(100_000), Some((8192, 16384)));
         assert_eq!(extent.bytes(8193), Some((8192, 1)));
         assert_eq!(extent.bytes(8192), None);
+    }
+
+    #[test]
+    fn counters_are_compared_field_by_field() {
+        let mut later = Counters { verified_bytes: 5, ..Counters::default() };
+        later.read.add(3);
+        let earlier = Counters { verified_bytes: 3, ..Counters::default() };
+        assert!(later.covers(&earlier) && !earlier.covers(&later));
+        let news = later.since(&earlier);
+        assert_eq!((news.verified_bytes, news.read.count()), (2, 1));
+        let mut sum = earlier;
+        sum.add(&news);
+        assert_eq!(sum, later);
     }
 
     #[test]

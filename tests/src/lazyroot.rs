@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
@@ -136,10 +136,10 @@ impl Lazyroot {
         let mut command = self.command(["serve", "--listen", endpoint]);
         command.args(options);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the lazyroot program starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the server says something");
-        assert_eq!(line.trim_end(), format!("listening on unix:{}", socket.display()));
-        Server { child, endpoint: endpoint.to_owned(), socket }
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut server = Server { child, stdout, endpoint: endpoint.to_owned(), socket };
+        assert_eq!(server.next_line(), format!("listening on unix:{}", server.socket.display()));
+        server
     }
 }
 
@@ -169,6 +169,7 @@ impl Drop for Mount<'_> {
 /// A running object server, ended when dropped.
 pub struct Server {
     child: Child,
+    stdout: BufReader<ChildStdout>,
     endpoint: String,
     socket: PathBuf,
 }
@@ -182,6 +183,13 @@ impl Server {
     /// Its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// The next line that it says.
+    pub fn next_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("the server says something");
+        line.trim_end().to_owned()
     }
 
     /// Its process id.

@@ -8,6 +8,7 @@ pub mod images;
 pub mod lazyroot;
 pub mod s3;
 pub mod tree;
+pub mod vfkit;
 
 use std::path::PathBuf;
 

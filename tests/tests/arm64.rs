@@ -96,6 +96,16 @@ fn what_does_not_fit_together_is_refused_by_name() {
     let output = command.env("PATH", "/nowhere").output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("qemu-system-aarch64") && error.contains("apt-get install qemu-system-arm"), "{error}");
+    // vfkit emulates nothing. Which vfkit does not matter: it is not even started.
+    let tools = tempfile::tempdir().unwrap();
+    fs::write(tools.path().join("vfkit"), "").unwrap();
+    let mut command = home.command(["run", "--hypervisor", "vfkit", "arm64", "--", "true"]);
+    let output = command.env("PATH", tools.path()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("vfkit runs guests of this machine's architecture") && error.contains(&release()),
+        "{error}"
+    );
 }
 
 #[test]

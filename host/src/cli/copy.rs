@@ -32,13 +32,6 @@ pub struct PortArgs {
     vm: String,
 }
 
-/// Show the processes of a running VM
-#[derive(clap::Args)]
-pub struct TopArgs {
-    /// Name or id of the VM
-    vm: String,
-}
-
 /// One side of a copy.
 enum Side {
     Here(PathBuf),
@@ -92,8 +85,8 @@ pub fn port(args: &PortArgs, context: &Context) -> Result<ExitCode> {
 }
 
 /// Shows processes.
-pub fn top(args: &TopArgs, context: &Context) -> Result<ExitCode> {
-    let vm = find_running(context, &args.vm)?;
+pub fn top(vm: &str, context: &Context) -> Result<ExitCode> {
+    let vm = find_running(context, vm)?;
     let text = runtime()?.block_on(copy::processes(&vm.dir)).with_context(|| format!("VM '{}'", vm.record.name))?;
     let mut rows = vec![["PID", "PPID", "UID", "STATE", "KIB", "SECONDS", "COMMAND"].map(str::to_owned)];
     for line in text.lines() {

@@ -14,7 +14,7 @@ pub enum KernelCommand {
     /// Import a kernel and the modules that a guest needs
     Import {
         /// deb:PATH (or a path that ends in .deb), dir:PATH (a root file system), or image:NAME (an image that
-        /// brings its own kernel)
+        /// brings its own kernel), or podman-machine[:NAME] (the kernel that a podman machine runs)
         source: KernelSource,
     },
     /// List the imported kernels

@@ -11,12 +11,16 @@ mod logs;
 mod manual;
 #[cfg(target_os = "linux")]
 mod mount;
+mod profile;
 mod ps;
 mod run;
+mod seen;
 mod serve;
 mod source;
 mod ssh;
+mod stats;
 mod store;
+mod trace;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -60,7 +64,6 @@ enum Verb {
     Cp(copy::CpArgs),
     Logs(logs::LogsArgs),
     Port(copy::PortArgs),
-    Top(copy::TopArgs),
     Inspect(ps::InspectArgs),
     Stop(life::StopArgs),
     Wait(life::WaitArgs),
@@ -72,6 +75,11 @@ enum Verb {
     Image(image::ImageCommand),
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
+    Stats(stats::StatsArgs),
+    Top(stats::TopArgs),
+    Trace(trace::TraceArgs),
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
     Serve(serve::ServeArgs),
     /// Looks inside images and keeps the store in order
     #[command(subcommand)]
@@ -147,7 +155,6 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::SshProxy(args) => ssh::proxy(&args),
         Verb::Cp(args) => copy::cp(&args, &context),
         Verb::Port(args) => copy::port(&args, &context),
-        Verb::Top(args) => copy::top(&args, &context),
         Verb::Logs(args) => logs::run(&args, &context),
         Verb::Inspect(args) => ps::inspect(&args, &context),
         Verb::Stop(args) => life::stop(&args, &context),
@@ -156,6 +163,10 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::Pause(args) => life::pause(&args, &context),
         Verb::Resume(args) => life::resume(&args, &context),
         Verb::Kernel(command) => kernel::run(command, &context),
+        Verb::Stats(args) => stats::stats(&args, &context),
+        Verb::Top(args) => stats::top(&args, &context),
+        Verb::Trace(args) => trace::run(&args, &context),
+        Verb::Profile(command) => profile::run(command, &context, launched),
         Verb::Serve(args) => serve::run(&args, &context),
         Verb::Store(command) => store::run(command, &context),
         #[cfg(target_os = "linux")]

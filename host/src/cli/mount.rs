@@ -4,14 +4,19 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use lazyroot_guest::link::{Address, Link, REQUEST_DEADLINE};
 use lazyroot_guest::mount::{self, Mounted, Trust, Upper};
 
 use super::{Context, background};
-use crate::serve::{Catalog, Endpoint, Listener, ServedImage, Server};
+use crate::serve::see::{Kind, Reporter};
+use crate::serve::{Catalog, Endpoint, Listener, Memory, ProfileUse, ServedImage, Server};
 use crate::store::{Image, Pin, Store};
+
+/// How long the session of a mount may outlive it: it writes two small files when it ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Mount an image on this machine, without a VM (needs root)
 #[derive(clap::Args)]
@@ -74,6 +79,8 @@ pub fn run(args: &MountArgs, context: &Context) -> Result<ExitCode> {
 struct ServedMount {
     mount: Mounted,
     runtime: tokio::runtime::Runtime,
+    /// Whether the mount has a server of its own.
+    has_server: bool,
     /// Holds the server's socket.
     _private: tempfile::TempDir,
     _pin: Option<Pin>,
@@ -82,8 +89,14 @@ struct ServedMount {
 impl ServedMount {
     /// Waits until the image is unmounted.
     fn wait(self) -> Result<()> {
+        let objects = self.mount.objects().clone();
         self.mount.wait().context("the mount's data layer ended")?;
-        self.runtime.shutdown_background();
+        if self.has_server {
+            // A round trip: what the mount has told last has arrived, too. It is remembered when the session ends, and
+            // that is now.
+            let _ = objects.link().index();
+        }
+        self.runtime.shutdown_timeout(LAST_WORDS);
         Ok(())
     }
 }
@@ -100,10 +113,12 @@ fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image
             let socket = private.path().join("s");
             let _guard = runtime.enter();
             let listener = Listener::bind(&Endpoint::Unix(socket.clone()))?;
-            let served = ServedImage::open(image, store.source())?.with_profile(store.profile(&image.id));
-            let catalog = Catalog::of([served]);
-            let server = Server::new(catalog, None, |_| ());
-            runtime.spawn(Arc::new(server).serve(listener));
+            let memory = Memory::new(store, &image.id, ProfileUse::Follow);
+            let served = ServedImage::open(image, store.source())?.with_memory(memory);
+            let server = Arc::new(Server::new(Catalog::of([served]), None, |_| ()));
+            let reporter = Reporter::new(server.clone(), Kind::Mount, dir.to_string_lossy());
+            runtime.spawn(reporter.serve(Reporter::listen(private.path())?));
+            runtime.spawn(server.serve(listener));
             Address::Unix(socket)
         }
     };
@@ -116,7 +131,7 @@ fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image
     } else {
         super::print("mounted\n")?;
     }
-    Ok(ServedMount { mount, runtime, _private: private, _pin: pin })
+    Ok(ServedMount { mount, runtime, has_server: args.connect.is_none(), _private: private, _pin: pin })
 }
 
 fn mount_image(address: Address, image: &Image, dir: &Path, private: &Path, read_write: bool) -> Result<Mounted> {

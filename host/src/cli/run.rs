@@ -4,16 +4,18 @@ use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use lazyroot_proto::boot::INITS;
 use lazyroot_proto::exec::Exec;
+use tokio::runtime::Runtime;
 
 use super::exec::{give_terminal, variables};
 use super::logs::OWN_LOG;
 use super::{Context, background};
-use crate::store::Image;
+use crate::serve::ProfileUse;
+use crate::store::{BOOT, Image, Store};
 use crate::vm::exec;
 use crate::vm::factory::Choice;
 use crate::vm::hypervisor::Network;
@@ -91,6 +93,9 @@ pub struct RunArgs {
     /// Say more on stderr; twice for everything, and the guest's console while a command runs
     #[arg(long, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Send nothing ahead of need, and do not learn from this boot
+    #[arg(long)]
+    no_profile: bool,
     /// Say on stderr, at the end, how long the launch took and what was fetched
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table", conflicts_with = "detach")]
     report: Option<super::Format>,
@@ -157,12 +162,48 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
         return background::start();
     }
     let store = args.source.open(context)?;
+    let (detach, rm, report) = (args.detach, args.rm, args.report);
+    let profile = if args.no_profile { ProfileUse::Ignore } else { ProfileUse::Follow };
+    let launch = launch(args, &store, context, profile)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if detach {
+        background::enter();
+        let keep = if rm { Keep::No } else { Keep::UntilRemoved };
+        let up = |name: &str, dir: &Path| {
+            let log = File::create(dir.join(OWN_LOG)).context("cannot make the VM's log")?;
+            background::ready(name)?;
+            background::detach(&log)
+        };
+        let outcome = runtime.block_on(launch::run_detached(&context.home, &store, launch, keep, launched, up));
+        return Ok(outcome?.report().into());
+    }
+    run_here(&store, launch, report, context, runtime, launched)
+}
+
+/// Boots for the image's profile, for at most so long.
+pub fn record(args: RunArgs, at_most: Option<Duration>, context: &Context, launched: Instant) -> Result<ExitCode> {
+    if args.detach || args.no_profile {
+        bail!("a boot that is recorded is neither in the background nor without a profile: leave the option away");
+    }
+    let store = args.source.open(context)?;
+    let report = args.report;
+    let mut launch = launch(args, &store, context, ProfileUse::Record)?;
+    launch.at_most = match launch.command {
+        Some(_) => at_most,
+        None => Some(at_most.unwrap_or(Duration::from_micros(BOOT))),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    run_here(&store, launch, report, context, runtime, launched)
+}
+
+/// What the arguments ask for.
+fn launch(args: RunArgs, store: &Store, context: &Context, profile: ProfileUse) -> Result<Launch> {
     let image = store.resolve(&args.image)?;
     let command = command(&args, &image)?;
     if command.is_some() && !(args.credentials.is_empty() && args.units.is_empty()) {
         bail!("--credential and --unit are for the image's init, which does not run beside a command");
     }
-    let launch = Launch {
+    Ok(Launch {
         image,
         command,
         kernel: args.kernel,
@@ -182,24 +223,25 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
             .collect::<Result<_>>()?,
         units: args.units.iter().map(|path| unit(path)).collect::<Result<_>>()?,
         wait: args.wait.unwrap_or_default(),
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    if args.detach {
-        background::enter();
-        let keep = if args.rm { Keep::No } else { Keep::UntilRemoved };
-        let up = |name: &str, dir: &Path| {
-            let log = File::create(dir.join(OWN_LOG)).context("cannot make the VM's log")?;
-            background::ready(name)?;
-            background::detach(&log)
-        };
-        let outcome = runtime.block_on(launch::run_detached(&context.home, &store, launch, keep, launched, up));
-        return Ok(outcome?.report().into());
-    }
-    let result = runtime.block_on(launch::run(&context.home, &store, launch, launched));
+        profile,
+        at_most: None,
+    })
+}
+
+/// Runs the VM to its end, in the foreground.
+fn run_here(
+    store: &Store,
+    launch: Launch,
+    report: Option<super::Format>,
+    context: &Context,
+    runtime: Runtime,
+    launched: Instant,
+) -> Result<ExitCode> {
+    let result = runtime.block_on(launch::run(&context.home, store, launch, launched));
     // A read of our standard input may still be under way: it must not hold us up.
     runtime.shutdown_background();
-    let (status, report) = result?;
-    match (report, args.report) {
+    let (status, result) = result?;
+    match (result, report) {
         (None, _) | (_, None) => (),
         (Some(report), Some(super::Format::Table)) => eprintln!("{}", report.lines()),
         (Some(report), Some(super::Format::Json)) => eprintln!("{}", serde_json::to_string(&report)?),

@@ -1,6 +1,7 @@
 //! `lazyroot serve`: the object server on its own.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use super::Context;
-use crate::serve::{Catalog, Endpoint, Event, Listener, ServedImage, Server};
+use crate::serve::see::{self, Kind, Metrics, Reporter};
+use crate::serve::{Catalog, Endpoint, Event, Listener, Memory, ProfileUse, ServedImage, Server};
 
 /// How long reads that are under way may take when the server ends.
 const LAST_READS: Duration = Duration::from_secs(1);
@@ -29,6 +31,9 @@ pub struct ServeArgs {
     /// Serve another lazyroot on standard input and output, until it hangs up
     #[arg(long, conflicts_with_all = ["listen", "peer"])]
     stdio: bool,
+    /// Answer Prometheus at http://ADDRESS/metrics, to anybody who can reach it: HOST:PORT, as 127.0.0.1:9464 (port 0: any)
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
     /// Serve these images only (default: every image in the store)
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
@@ -56,8 +61,8 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
         let open = |name: &String| {
             let image = store.resolve(name)?;
             let pin = store.pin(&image, "a server")?;
-            let profile = store.profile(&image.id);
-            Ok(ServedImage::open(&image, store.source())?.with_profile(profile).pinned(pin))
+            let memory = Memory::new(&store, &image.id, ProfileUse::Follow);
+            Ok(ServedImage::open(&image, store.source())?.with_memory(memory).pinned(pin))
         };
         Catalog::of(args.images.iter().map(open).collect::<Result<Vec<_>>>()?)
     };
@@ -70,6 +75,11 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         let mut listeners = JoinSet::new();
+        let folders = context.home.runtime_dir("serve")?;
+        see::sweep(&folders);
+        let folder = tempfile::Builder::new().prefix("").tempdir_in(folders)?;
+        let reporter = Reporter::new(server.clone(), Kind::Server, format!("serve-{}", std::process::id()));
+        listeners.spawn(reporter.serve(Reporter::listen(folder.path())?));
         for endpoint in &args.listen {
             let listener = Listener::bind(endpoint)?;
             // On stdout, for a script that waits for it.
@@ -80,6 +90,11 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
             let listener = Listener::bind(endpoint)?;
             writeln!(std::io::stdout(), "listening on {endpoint} for other lazyroots")?;
             listeners.spawn(server.clone().serve_peers(listener));
+        }
+        if let Some(address) = args.metrics {
+            let metrics = Metrics::bind(address, server.clone()).await?;
+            writeln!(std::io::stdout(), "metrics at http://{}/metrics", metrics.address()?)?;
+            listeners.spawn(metrics.serve());
         }
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         tokio::select! {

@@ -1,13 +1,15 @@
 //! What the sessions of a server are doing: what each guest has read, and how long it waited.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use lazyroot_proto::ObjectId;
+use lazyroot_proto::frame::EventKind;
 use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::reads::{Counters, Read};
 
-use super::Event;
+use super::{Event, Touched};
+use crate::store::{Milestone, Trace};
 
 /// Reads that are kept of one session, the first ones: enough for a boot and for a walk through a whole image. About
 /// 1.3 MB.
@@ -15,6 +17,8 @@ const MAX_READS: usize = 1 << 15;
 
 /// One data session, running or ended.
 pub struct Activity {
+    /// The server's sessions are counted from 1.
+    pub number: u64,
     /// The image's digest.
     pub image: ObjectId,
     /// The image's objects: what positions in reads mean.
@@ -29,10 +33,14 @@ pub struct Activity {
 pub struct State {
     /// What was read, oldest first.
     pub reads: Vec<Read>,
+    /// What they touched, those that were not kept included.
+    pub touched: Touched,
     /// Reads that were told but not kept: there were too many.
     pub more_reads: u64,
     /// What the guest has counted.
     pub counters: Counters,
+    /// Whether the guest has gone on in another session: what it counted is part of what it counts there.
+    pub continued: bool,
     /// What the guest said of itself.
     pub milestones: Vec<Event>,
     /// Payload bytes sent.
@@ -46,8 +54,8 @@ pub struct State {
 }
 
 impl Activity {
-    pub(super) fn new(image: ObjectId, index: Arc<ObjectIndex>) -> Self {
-        Self { image, index, since: SystemTime::now(), state: Mutex::default() }
+    pub(super) fn new(number: u64, image: ObjectId, index: Arc<ObjectIndex>) -> Self {
+        Self { number, image, index, since: SystemTime::now(), state: Mutex::default() }
     }
 
     /// What is known now.
@@ -55,11 +63,44 @@ impl Activity {
         self.state.lock().expect("no panic under the lock")
     }
 
+    /// When the session began, in seconds since 1970.
+    pub fn since_epoch(&self) -> u64 {
+        self.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
+    /// What was read, in a form that can be kept.
+    pub fn trace(&self) -> Trace {
+        self.trace_of(&self.state())
+    }
+
+    pub(super) fn trace_of(&self, state: &State) -> Trace {
+        let milestone = |event: &Event| {
+            let name = match event.kind {
+                EventKind::Init => "init",
+                EventKind::Mounted => "mounted",
+                EventKind::Started => "started",
+                EventKind::Warning => "warning",
+                EventKind::Fatal => "fatal",
+                EventKind::Ready => "ready",
+            };
+            Milestone { name: name.to_owned(), at: event.at / 1000, text: event.text.clone() }
+        };
+        Trace {
+            milestones: state.milestones.iter().map(milestone).collect(),
+            reads: state.reads.clone(),
+            more_reads: state.more_reads,
+            ..Trace::new(&self.image, self.since_epoch())
+        }
+    }
+
     pub(super) fn read(&self, reads: Vec<Read>) {
         let mut state = self.state();
         // A guest may name what its image does not have.
         let known = reads.into_iter().filter(|read| self.index.get(read.extent.position).is_some());
         for read in known {
+            if read.origin.is_read() {
+                state.touched.add(&read.extent, &self.index);
+            }
             match state.reads.len() < MAX_READS {
                 true => state.reads.push(read),
                 false => state.more_reads += 1,

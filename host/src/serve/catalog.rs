@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
 
-use crate::store::{Image, ImageConfig, ImageName, Object, ObjectSource, Pin, ProfileFile, Store};
+use super::{Memory, ProfileUse};
+use crate::store::{Image, ImageConfig, ImageName, Object, ObjectSource, Pin, Store};
 
 /// An image being served.
 pub struct ServedImage {
@@ -28,8 +29,8 @@ pub struct ServedImage {
     pub manifest_size: u64,
     /// The index as it goes over the wire.
     pub index_bytes: Vec<u8>,
-    /// Where what guests read at boot is remembered, if it is.
-    pub profile: Option<ProfileFile>,
+    /// Where what guests read is remembered, if it is.
+    pub memory: Option<Memory>,
     _pin: Option<Pin>,
 }
 
@@ -51,14 +52,14 @@ impl ServedImage {
             manifest,
             manifest_size,
             index_bytes,
-            profile: None,
+            memory: None,
             _pin: None,
         })
     }
 
-    /// From here on guests are sent ahead what `profile` says, and what they read is remembered there.
-    pub fn with_profile(self, profile: ProfileFile) -> Self {
-        Self { profile: Some(profile), ..self }
+    /// From here on what guests read is remembered, and used for the next ones.
+    pub fn with_memory(self, memory: Memory) -> Self {
+        Self { memory: Some(memory), ..self }
     }
 
     /// The same, and it stays in its store as long as it is open.
@@ -179,5 +180,5 @@ impl Catalog {
 fn open_pinned(store: &Store, id: &ObjectId) -> Result<ServedImage> {
     let image = store.resolve(&id.to_string())?;
     let pin = store.pin(&image, "a server")?;
-    Ok(ServedImage::open(&image, store.source())?.with_profile(store.profile(id)).pinned(pin))
+    Ok(ServedImage::open(&image, store.source())?.with_memory(Memory::new(store, id, ProfileUse::Follow)).pinned(pin))
 }

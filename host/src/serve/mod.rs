@@ -8,9 +8,13 @@ mod activity;
 mod catalog;
 mod hub;
 mod listen;
+mod memory;
+pub mod message;
 mod peer;
+pub mod see;
 mod session;
 mod stats;
+mod touched;
 mod wire;
 
 use std::collections::VecDeque;
@@ -18,7 +22,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lazyroot_proto::frame::{ErrorCode, EventKind, FromHost, Request, Role};
-use tokio::sync::Semaphore;
+use lazyroot_proto::reads::Counters;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -27,7 +32,9 @@ pub use activity::{Activity, State as ActivityState};
 pub use catalog::{Catalog, ServedImage};
 pub use hub::{Hub, HubError};
 pub use listen::{BoxStream, Endpoint, Listener, MAX_SOCKET_PATH};
+pub use memory::{Memory, ProfileUse};
 pub use stats::{Snapshot, Stats};
+pub use touched::Touched;
 use wire::read_request;
 pub use wire::{read_frame, write_frame};
 
@@ -76,6 +83,8 @@ pub struct Server {
     events: Box<dyn Fn(Event) + Send + Sync>,
     stats: Arc<Stats>,
     activities: Mutex<VecDeque<Arc<Activity>>>,
+    /// Data sessions under way.
+    running: watch::Sender<usize>,
     slow_replies: Arc<Semaphore>,
 }
 
@@ -89,6 +98,7 @@ impl Server {
             events: Box::new(events),
             stats: Arc::default(),
             activities: Mutex::default(),
+            running: watch::Sender::new(0),
             slow_replies: Arc::new(Semaphore::new(SLOW_REPLY_BUDGET_KIB as usize)),
         }
     }
@@ -103,9 +113,22 @@ impl Server {
         self.activities.lock().expect("no panic under the lock").iter().cloned().collect()
     }
 
+    /// How many data sessions are under way.
+    pub fn running(&self) -> usize {
+        *self.running.borrow()
+    }
+
+    /// Waits until no data session is under way: what they read has been remembered then.
+    pub async fn idle(&self) {
+        let mut running = self.running.subscribe();
+        // The sender lives as long as we do.
+        let _ = running.wait_for(|running| *running == 0).await;
+    }
+
     /// Takes down a session that begins.
     fn begin(&self, image: &ServedImage) -> Arc<Activity> {
-        let activity = Arc::new(Activity::new(image.id, image.index.clone()));
+        self.running.send_modify(|running| *running += 1);
+        let activity = Arc::new(Activity::new(self.stats.began(), image.id, image.index.clone()));
         let mut activities = self.activities.lock().expect("no panic under the lock");
         let ended = activities.iter().filter(|activity| activity.state().ended).count();
         if ended > ENDED_ACTIVITIES {
@@ -114,6 +137,38 @@ impl Server {
         }
         activities.push_back(activity.clone());
         activity
+    }
+
+    /// A session is over.
+    fn ended(&self) {
+        self.running.send_modify(|running| *running -= 1);
+    }
+
+    /// Takes down what a session's guest has counted. A guest counts from its own start, not from the session's: one
+    /// that lost its connection goes on from what it had counted before.
+    fn counted(&self, session: &Activity, counters: Counters) {
+        let before = std::mem::replace(&mut session.state().counters, counters.clone());
+        let before = match before == Counters::default() {
+            true => self.continued_by(session, &counters).unwrap_or(before),
+            false => before,
+        };
+        self.stats.counted(&counters.since(&before));
+    }
+
+    /// What the guest of a new session had counted in the one that it lost, if it has lost one: an ended session of the
+    /// same image in which no number was larger. Another guest's first numbers, a moment after its start, are smaller
+    /// than those of any that has run.
+    fn continued_by(&self, session: &Activity, counters: &Counters) -> Option<Counters> {
+        let activities = self.activities.lock().expect("no panic under the lock");
+        let others = activities.iter().filter(|other| other.image == session.image && other.number != session.number);
+        others.rev().find_map(|other| {
+            let mut state = other.state();
+            let fits = state.ended && !state.continued && state.counters != Counters::default();
+            (fits && counters.covers(&state.counters)).then(|| {
+                state.continued = true;
+                state.counters.clone()
+            })
+        })
     }
 
     /// Accepts connections of guests for ever. Dropping the future ends its sessions.

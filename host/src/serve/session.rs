@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::frame::{ErrorCode, FromHost, HEADER, Header, MAX_READ, Metadata, Request, kind};
-use lazyroot_proto::reads::{Extent, encode_extents};
+use lazyroot_proto::reads::{Extent, encode_hints};
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -63,13 +63,12 @@ type Failure = (ErrorCode, String);
 pub(super) async fn run(server: &Server, image: Arc<ServedImage>, stream: BoxStream) {
     let (mut reader, writer) = tokio::io::split(stream);
     let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
-    let profile = image.profile.as_ref().and_then(|file| file.read());
-    let profile = profile.map(|profile| encode_extents(&profile.extents(&image.index))).unwrap_or_default();
-    let recording = Recording { activity: server.begin(&image), image: image.clone() };
+    let ahead = image.memory.as_ref().map(|memory| memory.ahead(&image.index)).unwrap_or_default();
+    let recording = Recording { server, activity: server.begin(&image), image: image.clone() };
     let mut session = Session {
         server,
         image,
-        profile: profile.into(),
+        profile: encode_hints(&ahead).into(),
         activity: recording.activity.clone(),
         outbox: outbox.clone(),
         places: Arc::new(Semaphore::new(SLOW_REQUESTS)),
@@ -156,7 +155,7 @@ impl Session<'_> {
                 Ok(())
             }
             Request::Counters(counters) => {
-                self.activity.state().counters = *counters;
+                self.server.counted(&self.activity, *counters);
                 Ok(())
             }
             Request::Hello(_) => self.fail(tag, (ErrorCode::Invalid, "a second hello".into())).await,
@@ -181,18 +180,6 @@ impl Session<'_> {
             Request::Read { id, offset, len } => self.answer(tag, Range { part: Part::Object(id), offset, len }).await,
             Request::Leaves { id, offset, len } => {
                 self.answer(tag, Range { part: Part::Leaves(id), offset, len }).await
-            }
-            Request::ReadMany { first, count } => {
-                let index = self.image.index.clone();
-                let whole = |number| {
-                    let position = first.saturating_add(number);
-                    let (id, size) = index.get(position).ok_or_else(|| no_object(position))?;
-                    match u32::try_from(size) {
-                        Ok(len) if len <= MAX_READ => Ok(Range { part: Part::Object(id), offset: 0, len }),
-                        _ => Err((ErrorCode::Invalid, format!("object {id} is too large to send whole"))),
-                    }
-                };
-                self.answer_many(tag, (0..count).map(whole)).await
             }
             Request::ReadList(extents) => {
                 let index = self.image.index.clone();
@@ -320,22 +307,22 @@ fn no_object(position: u32) -> Failure {
 }
 
 /// What a session has recorded, remembered when it ends.
-struct Recording {
+struct Recording<'a> {
+    server: &'a Server,
     activity: Arc<Activity>,
     image: Arc<ServedImage>,
 }
 
-impl Drop for Recording {
+impl Drop for Recording<'_> {
     fn drop(&mut self) {
-        let mut state = self.activity.state();
-        state.ended = true;
-        if let Some(profile) = &self.image.profile
-            && !state.reads.is_empty()
-            && let Err(error) = profile.merge(&self.image.index, &state.reads)
+        if let Some(memory) = &self.image.memory
+            && let Err(error) = memory.remember(&self.activity, &self.activity.state())
         {
             // A store may be read-only to us.
-            tracing::debug!("what image {} reads is not remembered: {error:#}", self.image.id);
+            tracing::debug!("what was read of image {} is not remembered: {error:#}", self.image.id);
         }
+        self.activity.state().ended = true;
+        self.server.ended();
     }
 }
 

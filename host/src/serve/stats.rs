@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lazyroot_proto::ObjectId;
+use lazyroot_proto::reads::Counters;
 
 /// Counters that sessions add to.
 #[derive(Default)]
@@ -13,6 +14,8 @@ pub struct Stats {
     bytes: AtomicU64,
     failures: AtomicU64,
     objects: Mutex<HashSet<ObjectId>>,
+    sessions: AtomicU64,
+    guests: Mutex<Counters>,
 }
 
 /// The counters at one moment.
@@ -40,6 +43,26 @@ impl Stats {
 
     pub(super) fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A session begins; its number.
+    pub(super) fn began(&self) -> u64 {
+        self.sessions.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A guest has counted this since it last told.
+    pub(super) fn counted(&self, news: &Counters) {
+        self.guests.lock().expect("no panic under the lock").add(news);
+    }
+
+    /// Sessions that have begun.
+    pub fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// What all guests have counted together, those that are gone included.
+    pub fn guests(&self) -> Counters {
+        self.guests.lock().expect("no panic under the lock").clone()
     }
 
     /// The counters now.

@@ -1,4 +1,4 @@
-//! lazyroot's own files beside a repository's: `<repository>/lazyroot/{index,facts,config,refs,leaves,tmp}`.
+//! lazyroot's own files beside a repository's: `<repository>/lazyroot/{index,facts,config,refs,leaves,profiles,traces,tmp}`.
 //!
 //! All of them can be made again from the repository or a new import, so a repository that cannot be written
 //! is no reason to fail: callers keep what they computed in memory.

@@ -118,7 +118,7 @@ impl ImageIndex {
 }
 
 /// Folders of files that are about one image and named by its id, below [`Files`].
-pub(super) const FOLDERS: [&str; 5] = ["index", "facts", "config", "checked", "profiles"];
+pub(super) const FOLDERS: [&str; 6] = ["index", "facts", "config", "checked", "profiles", "traces"];
 
 fn index_name(image: &ObjectId) -> String {
     format!("index/{}", image.to_hex())

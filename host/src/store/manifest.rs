@@ -3,7 +3,7 @@
 //! The reader is `erofs-rs`, not composefs' own: it compiles everywhere (the composefs crates do only on Linux)
 //! and reads an image lazily, so looking up one file does not build a tree of all of them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::ops::{Bound, RangeBounds};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -180,6 +180,24 @@ impl Tree {
             }
         }
         Ok(ObjectIndex::new(self.algorithm, objects)?)
+    }
+
+    /// For each object the first path that has it, in the order of a walk, and how many more paths do.
+    ///
+    /// # Errors
+    /// If the manifest is damaged.
+    pub fn paths(&self) -> Result<HashMap<ObjectId, (PathBuf, usize)>> {
+        let mut paths: HashMap<ObjectId, (PathBuf, usize)> = HashMap::new();
+        for entry in self.erofs.walk_dir("/")? {
+            let entry = entry?;
+            if entry.inode.is_file()
+                && let Some(id) = self.redirect(&entry.inode)?
+            {
+                let first = || (OsString::from_vec(entry.dir_entry.path().into_vec()).into(), 0);
+                paths.entry(id).and_modify(|(_, more)| *more += 1).or_insert_with(first);
+            }
+        }
+        Ok(paths)
     }
 
     /// Counts what there is.

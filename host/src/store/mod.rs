@@ -32,6 +32,7 @@ mod repository;
 mod seen;
 mod source;
 mod stats;
+mod trace;
 mod upstream;
 mod usage;
 mod verify;
@@ -60,6 +61,7 @@ pub use repo::{Rehash, Removed, Store};
 pub use repository::RepositorySource;
 pub use source::{Object, ObjectError, ObjectSource};
 pub use stats::StoreStats;
+pub use trace::{Milestone, Trace, TraceFile};
 pub use upstream::{
     Address as UpstreamAddress, Compression as UpstreamCompression, Pushed, Spec as UpstreamSpec, Traffic,
 };

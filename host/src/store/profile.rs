@@ -4,13 +4,13 @@
 //! booted for different things. Profiles are hints: a wrong one costs some bytes, never a wrong read, so a file that is
 //! damaged or of another version counts as none.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
-use lazyroot_proto::reads::{Extent, Origin, Read};
+use lazyroot_proto::reads::{Extent, Hint, Origin, Read};
 use serde::{Deserialize, Serialize};
 
 use super::files::Files;
@@ -28,6 +28,10 @@ const GRAIN: u32 = 4;
 /// Extents are joined to at most this many blocks (256 KiB): what one reply carries without holding up a read that a
 /// program waits for.
 const LONGEST: u32 = 64;
+
+/// One in so many pieces is watched in each run, in turn, and those that were not read when they were watched: a guest
+/// sees whether a piece is read only if the program has to ask for it, which costs about 0.1 ms.
+const WATCHED: u32 = 16;
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -51,14 +55,18 @@ pub struct Entry {
     grain: u32,
     /// When it was read, in microseconds after the run's first read, in the run that read it last.
     pub at: u64,
-    /// Runs since it was read last.
+    /// Runs that have watched it since it was read last.
     pub missed: u8,
 }
 
 impl Entry {
-    /// The piece's first block.
-    pub fn block(&self) -> u32 {
-        self.grain * GRAIN
+    /// The piece, which ends with its object; `None` if it lies outside of the image.
+    pub fn extent(&self, index: &ObjectIndex) -> Option<Extent> {
+        let (_, size) = index.get(self.position)?;
+        let block = self.grain.checked_mul(GRAIN)?;
+        let (_, len) = Extent { position: self.position, block, blocks: GRAIN }.bytes(size)?;
+        let blocks = len.div_ceil(lazyroot_proto::verity::BLOCK as u64) as u32;
+        Some(Extent { position: self.position, block, blocks })
     }
 }
 
@@ -69,6 +77,7 @@ impl Profile {
         let read_well = |read: &&Read| read.origin != Origin::Failed;
         let Some(start) = reads.iter().filter(read_well).map(|read| read.at).min() else { return };
         let mut run = HashMap::new();
+        let mut unseen = HashSet::new();
         for read in reads.iter().filter(read_well).filter(|read| read.at - start <= BOOT) {
             let Some((_, size)) = index.get(read.extent.position) else { continue };
             let blocks = u32::try_from(size.div_ceil(lazyroot_proto::verity::BLOCK as u64)).unwrap_or(u32::MAX);
@@ -78,6 +87,10 @@ impl Profile {
                 continue;
             }
             for grain in first / GRAIN..end.div_ceil(GRAIN) {
+                if read.origin == Origin::Unseen {
+                    unseen.insert((read.extent.position, grain));
+                    continue;
+                }
                 let at = run.entry((read.extent.position, grain)).or_insert(u64::MAX);
                 *at = (*at).min(read.at - start);
             }
@@ -85,6 +98,7 @@ impl Profile {
         for entry in &mut self.entries {
             match run.entry((entry.position, entry.grain)) {
                 Slot::Occupied(read) => (entry.at, entry.missed) = (read.remove(), 0),
+                Slot::Vacant(_) if unseen.contains(&(entry.position, entry.grain)) => (),
                 Slot::Vacant(_) => entry.missed += 1,
             }
         }
@@ -96,33 +110,30 @@ impl Profile {
     }
 
     /// What to send ahead, the piece needed first first; pieces that follow each other in time and place are one.
-    pub fn extents(&self, index: &ObjectIndex) -> Vec<Extent> {
-        let mut extents: Vec<Extent> = Vec::new();
+    pub fn hints(&self, index: &ObjectIndex) -> Vec<Hint> {
+        let mut hints: Vec<Hint> = Vec::new();
         for entry in &self.entries {
-            let Some((_, size)) = index.get(entry.position) else { continue };
-            let Some((_, len)) = (Extent { position: entry.position, block: entry.block(), blocks: GRAIN }).bytes(size)
-            else {
-                continue;
-            };
-            let blocks = len.div_ceil(lazyroot_proto::verity::BLOCK as u64) as u32;
-            match extents.last_mut() {
-                Some(last)
-                    if last.position == entry.position
-                        && last.block + last.blocks == entry.block()
-                        && last.blocks + blocks <= LONGEST =>
+            let Some(extent) = entry.extent(index) else { continue };
+            let watched = entry.missed > 0 || entry.position % WATCHED == self.runs % WATCHED;
+            match hints.last_mut() {
+                Some(Hint { extent: last, watched: also_watched })
+                    if last.position == extent.position
+                        && last.block + last.blocks == extent.block
+                        && last.blocks + extent.blocks <= LONGEST =>
                 {
-                    last.blocks += blocks;
+                    last.blocks += extent.blocks;
+                    *also_watched |= watched;
                 }
-                _ => extents.push(Extent { position: entry.position, block: entry.block(), blocks }),
+                _ => hints.push(Hint { extent, watched }),
             }
         }
-        extents
+        hints
     }
 
     /// Bytes in the pieces together.
     pub fn bytes(&self, index: &ObjectIndex) -> u64 {
-        let bytes = |extent: &Extent| Some(extent.bytes(index.get(extent.position)?.1)?.1);
-        self.extents(index).iter().filter_map(bytes).sum()
+        let bytes = |hint: &Hint| Some(hint.extent.bytes(index.get(hint.extent.position)?.1)?.1);
+        self.hints(index).iter().filter_map(bytes).sum()
     }
 }
 
@@ -195,7 +206,8 @@ mod tests {
         let extent = |position, block, blocks| Extent { position, block, blocks };
         let expected =
             [extent(2, 0, 6), extent(1, 8, 4), extent(0, 0, 1), extent(1, 0, 8), extent(1, 12, 64), extent(1, 76, 16)];
-        assert_eq!(profile.extents(&index), expected);
+        let extents: Vec<_> = profile.hints(&index).iter().map(|hint| hint.extent).collect();
+        assert_eq!(extents, expected);
         assert_eq!(profile.bytes(&index), 100 + 92 * 4096 + 5 * 4096 + 1);
     }
 
@@ -211,6 +223,34 @@ mod tests {
         profile.merge(&index, &[read(1, 0, 1, 5)]);
         assert_eq!(profile.entries.iter().map(|entry| entry.position).collect::<Vec<_>>(), [1]);
         assert_eq!(profile.runs, u32::from(KEPT_FOR) + 1);
+    }
+
+    #[test]
+    fn every_piece_is_watched_now_and_then_and_only_then_missed() {
+        let index = index(&[100; 64]);
+        let mut profile = Profile::default();
+        let all: Vec<_> = (0..64).map(|position| read(position, 0, 1, 5)).collect();
+        profile.merge(&index, &all);
+        let mut watched = HashSet::new();
+        for _ in 0..WATCHED {
+            let hints = profile.hints(&index);
+            let this_run: Vec<_> = hints.iter().filter(|hint| hint.watched).map(|hint| hint.extent.position).collect();
+            assert_eq!(this_run.len(), 64 / WATCHED as usize);
+            watched.extend(this_run);
+            // The guest reads what it watches, and cannot see the rest.
+            let seen = |hint: &Hint| if hint.watched { Origin::Profile } else { Origin::Unseen };
+            let reads = hints.iter().map(|hint| Read { origin: seen(hint), ..read(hint.extent.position, 0, 1, 5) });
+            profile.merge(&index, &reads.collect::<Vec<_>>());
+        }
+        assert_eq!((watched.len(), profile.entries.len()), (64, 64));
+        // Now nothing is read any more: what is missed once is watched until it leaves.
+        for _ in 0..WATCHED + u32::from(KEPT_FOR) {
+            let unseen = profile.hints(&index).into_iter().filter(|hint| !hint.watched);
+            let reads = unseen.map(|hint| Read { origin: Origin::Unseen, ..read(hint.extent.position, 0, 1, 5) });
+            let other = Read { origin: Origin::Host, ..read(63, 0, 1, 5) };
+            profile.merge(&index, &reads.chain([other]).collect::<Vec<_>>());
+        }
+        assert_eq!(profile.entries.iter().map(|entry| entry.position).collect::<Vec<_>>(), [63]);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use super::profile::ProfileFile;
 use super::progress::Progress;
 use super::repository::RepositorySource;
 use super::source::ObjectSource;
+use super::trace::TraceFile;
 use super::upstream::push::push;
 use super::upstream::{Address as UpstreamAddress, Pushed};
 use crate::home::Home;
@@ -184,6 +185,11 @@ impl Store {
     /// Where what VMs read of an image at boot is remembered.
     pub fn profile(&self, image: &ObjectId) -> ProfileFile {
         ProfileFile::new(self.files.clone(), image)
+    }
+
+    /// Where what the last run read of an image is kept.
+    pub fn trace(&self, image: &ObjectId) -> TraceFile {
+        TraceFile::new(self.files.clone(), image)
     }
 
     /// Its upstreams, if it has any.

@@ -1,14 +1,12 @@
 //! The socket in a VM's folder by which other commands reach the lazyroot that runs it.
 //!
-//! A connection is one question and one answer: a length (u32, little-endian) and JSON. After the answer to
-//! [`Ask::Stream`] it is a byte stream to the guest's agent. The socket is in a folder that is the user's alone.
+//! A connection is one question and one answer ([`crate::serve::message`]). After the answer to [`Ask::Stream`] it is a byte stream to the guest's agent. The socket is in a folder that is the user's alone.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -16,13 +14,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::status::{Status, Watch};
+use crate::serve::message::{receive, send};
 use crate::serve::{Endpoint, Hub, Listener};
 
 /// The socket's name.
 const NAME: &str = "ctl";
-
-/// No question and no answer is longer, in bytes.
-const LONGEST: u32 = 1 << 20;
 
 /// Orders that may wait for the VM.
 const QUEUE: usize = 16;
@@ -200,21 +196,4 @@ pub async fn order(dir: &Path, what: OrderKind) -> Result<()> {
         OrderKind::Resume => Ask::Resume,
     };
     ask(dir, &what).await.map(|_| ())
-}
-
-async fn send(stream: &mut (impl AsyncWriteExt + Unpin), message: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_vec(message)?;
-    let bytes = [&(text.len() as u32).to_le_bytes()[..], &text].concat();
-    stream.write_all(&bytes).await?;
-    Ok(stream.flush().await?)
-}
-
-async fn receive<T: DeserializeOwned>(stream: &mut (impl AsyncReadExt + Unpin)) -> Result<T> {
-    let len = stream.read_u32_le().await?;
-    if len > LONGEST {
-        bail!("a message of {len} bytes is longer than any of ours");
-    }
-    let mut text = vec![0; len as usize];
-    stream.read_exact(&mut text).await?;
-    Ok(serde_json::from_slice(&text)?)
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arch::Arch;
 use super::modules::{Feature, Module, ModuleTree, version};
+use super::podman::PodmanMachine;
 use super::unwrap::{Format, uki_release, unwrap};
 use crate::home::Home;
 use crate::store::{Image, Store};
@@ -103,6 +104,8 @@ pub enum KernelSource {
     Dir(PathBuf),
     /// An image in the store that brings its own kernel, as bootc images do.
     Image(String),
+    /// A podman machine: the kernel that it runs. Its name, or podman's default machine.
+    PodmanMachine(Option<String>),
 }
 
 impl std::str::FromStr for KernelSource {
@@ -113,9 +116,13 @@ impl std::str::FromStr for KernelSource {
             Some(("deb", path)) => Ok(Self::Deb(path.into())),
             Some(("dir", path)) => Ok(Self::Dir(path.into())),
             Some(("image", name)) => Ok(Self::Image(name.into())),
+            Some(("podman-machine", name)) => Ok(Self::PodmanMachine(Some(name.into()))),
+            None if text == "podman-machine" => Ok(Self::PodmanMachine(None)),
             _ if text.ends_with(".deb") => Ok(Self::Deb(text.into())),
             _ if Path::new(text).is_dir() => Ok(Self::Dir(text.into())),
-            _ => bail!("'{text}' is no source of a kernel: use deb:PATH, dir:PATH or image:NAME"),
+            _ => {
+                bail!("'{text}' is no source of a kernel: use deb:PATH, dir:PATH, image:NAME or podman-machine[:NAME]")
+            }
         }
     }
 }
@@ -126,7 +133,7 @@ impl std::str::FromStr for KernelSource {
 /// # Errors
 /// If the package cannot be read, or the kernel lacks something.
 pub fn modules_of_deb(path: &Path, wanted: &[(&str, &str)]) -> Result<Vec<Module>> {
-    let files = DebFiles::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let files = TarFiles::of_deb(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (_, modules_dir) = find_release(&files)?;
     module_tree(&files, &modules_dir)?.closure(wanted)
 }
@@ -160,12 +167,17 @@ impl Kernels {
     pub fn import(&self, source: &KernelSource, store: impl FnOnce() -> Result<Store>) -> Result<Kernel> {
         match source {
             KernelSource::Deb(path) => {
-                let files = DebFiles::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+                let files = TarFiles::of_deb(path).with_context(|| format!("cannot read {}", path.display()))?;
                 self.import_files(&files, &format!("deb:{}", path.display()))
             }
             KernelSource::Dir(path) => {
                 ensure!(path.is_dir(), "there is no folder {}", path.display());
                 self.import_files(&DirFiles(path), &format!("dir:{}", path.display()))
+            }
+            KernelSource::PodmanMachine(name) => {
+                let machine = PodmanMachine::inspect(name.as_deref())?;
+                let files = machine.read_kernel(|tar| TarFiles::read(tar))?;
+                self.import_files(&files, &format!("podman-machine:{}", machine.name))
             }
             KernelSource::Image(name) => {
                 let store = store()?;
@@ -250,7 +262,7 @@ impl Kernels {
         kernels.pop().with_context(|| {
             format!(
                 "there is no kernel for {arch} yet: import one with 'lazyroot kernel import SOURCE', from a \
-                 linux-image package, a folder, or an image that brings its own"
+                 linux-image package, a folder, a podman machine, or an image that brings its own"
             )
         })
     }
@@ -467,11 +479,12 @@ impl KernelFiles for ImageFiles<'_> {
     }
 }
 
-/// The files of a Debian package, in memory: its `data.tar`, as deb(5) has it.
-struct DebFiles(BTreeMap<String, Vec<u8>>);
+/// The files of an archive, in memory.
+struct TarFiles(BTreeMap<String, Vec<u8>>);
 
-impl DebFiles {
-    fn open(path: &Path) -> Result<Self> {
+impl TarFiles {
+    /// Those of a Debian package: its `data.tar`, as deb(5) has it.
+    fn of_deb(path: &Path) -> Result<Self> {
         let mut archive = ar::Archive::new(File::open(path)?);
         while let Some(member) = archive.next_entry() {
             let member = member.context("it is no Debian package")?;
@@ -483,12 +496,12 @@ impl DebFiles {
                 "data.tar" => Box::new(member),
                 _ => continue,
             };
-            return Self::read_tar(reader);
+            return Self::read(reader);
         }
         bail!("it has no data.tar: is it a Debian package?")
     }
 
-    fn read_tar(reader: impl Read) -> Result<Self> {
+    fn read(reader: impl Read) -> Result<Self> {
         let mut files = BTreeMap::new();
         for entry in tar::Archive::new(reader).entries()? {
             let mut entry = entry?;
@@ -504,7 +517,7 @@ impl DebFiles {
     }
 }
 
-impl KernelFiles for DebFiles {
+impl KernelFiles for TarFiles {
     fn list(&self, dir: &str) -> Result<Vec<(String, Kind)>> {
         let prefix = format!("{dir}/");
         let mut names = BTreeMap::new();
@@ -518,7 +531,7 @@ impl KernelFiles for DebFiles {
     }
 
     fn read(&self, path: &str) -> Result<Vec<u8>> {
-        self.0.get(path).cloned().with_context(|| format!("the package has no {path}"))
+        self.0.get(path).cloned().with_context(|| format!("there is no {path} in the archive"))
     }
 
     fn has(&self, path: &str) -> bool {

@@ -22,7 +22,7 @@ use super::control::{Control, Order, OrderKind};
 use super::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
 use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec, Network, Share};
 use super::instance::{self, Defaults, End, Instance, Record, Vms};
-use super::kernel::{Kernel, Kernels};
+use super::kernel::{Kernel, KernelSource, Kernels};
 use super::log::{self, Log};
 use super::modules::Feature;
 use super::ports::{Bound, PortMap};
@@ -31,7 +31,10 @@ use super::status::{Phase, Watch};
 use super::volume::Volume;
 use super::{factory, initramfs};
 use crate::home::Home;
-use crate::serve::{BoxStream, Catalog, Endpoint, Hub, Listener, ServedImage, Server, Snapshot, printable};
+use crate::serve::see::{Kind, Reporter};
+use crate::serve::{
+    BoxStream, Catalog, Endpoint, Hub, Listener, Memory, ProfileUse, ServedImage, Server, Snapshot, printable,
+};
 use crate::store::{Image, Pin, Store, Traffic};
 
 /// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
@@ -41,12 +44,18 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 /// How long it may take from there until it is ready: an emulated systemd on a busy machine takes a minute.
 const READY_DEADLINE: Duration = Duration::from_secs(300);
 
+/// How long after a guest's streams its hypervisor may end, for that to be the reason.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// What an x86 kernel takes of its command line, in bytes (COMMAND_LINE_SIZE, less the final NUL); it cuts off the
 /// rest without a word.
 const MAX_CMDLINE: usize = 2047;
 
 /// In a VM's folder, what its command writes, if nobody sits at it.
 pub const OUTPUT_LOG: &str = "output.log";
+
+/// How long a session may outlive its hypervisor: it ends with its connection, and then writes two small files.
+const LAST_READS: Duration = Duration::from_secs(2);
 
 /// How many of the console's last lines an error shows.
 const CONSOLE_LINES: usize = 15;
@@ -83,6 +92,10 @@ pub struct Launch {
     pub units: Vec<(String, Vec<u8>)>,
     /// When it counts as ready, if it runs the image's init in the background.
     pub wait: Wait,
+    /// What is done with the image's boot profile.
+    pub profile: ProfileUse,
+    /// End the VM after this long; it has no terminal then.
+    pub at_most: Option<Duration>,
 }
 
 /// How a launch went.
@@ -117,7 +130,7 @@ pub struct Report {
 pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) -> Result<(Status, Option<Report>)> {
     // What a shell did before it became this process, and its children, is no part of the launch.
     let written_before = disk_bytes_written(&[]);
-    let interactive = launch.command.is_none();
+    let interactive = launch.command.is_none() && launch.at_most.is_none();
     // QEMU makes the terminal raw for the guest's console; killed, it does not put it back.
     let _terminal = if interactive { SavedTerminal::save() } else { None };
     let mut vm = tokio::select! {
@@ -127,9 +140,16 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
         vm = Vm::start(home, store, &launch, if interactive { Sitter::Us } else { Sitter::Nobody }, launched) => vm?,
     };
     let follower = vm.console.as_ref().filter(|_| launch.show_console).map(|console| Follower::start(console.path()));
-    let outcome = match launch.command {
-        None => vm.run_console().await,
-        Some(exec) => vm.run_command(exec).await,
+    let at_most = launch.at_most;
+    let work = async {
+        match launch.command {
+            None => vm.run_console().await,
+            Some(exec) => vm.run_command(exec).await,
+        }
+    };
+    let outcome = match at_most {
+        None => work.await,
+        Some(at_most) => tokio::time::timeout(at_most, work).await.unwrap_or(Ok(Status(0))),
     };
     let disk_bytes_written = disk_bytes_written(&vm.machine.pids()).saturating_sub(written_before);
     vm.end_machine().await;
@@ -204,6 +224,9 @@ pub async fn run_detached(
         Err(error) => (None, Some(format!("{error:#}"))),
     };
     vm.instance.end(&End { status, reason, at: instance::now(), timings: vm.watch.timings() })?;
+    if keep == Keep::UntilRemoved {
+        Reporter::new(vm.server.clone(), Kind::Vm, vm.instance.name()).keep(vm.instance.dir())?;
+    }
     Ok(Outcome::Ended(Status(status.unwrap_or_default())))
 }
 
@@ -310,10 +333,12 @@ impl Vm {
         };
         let listener = Listener::bind(&endpoint)?;
         let control_listener = Control::listen(instance.dir())?;
+        let see_listener = Reporter::listen(instance.dir())?;
         let hub = Arc::new(Hub::with_settings(&settings(launch, &shares, hypervisor.network_settings(network))?));
-        let (image, source, profile) = (launch.image.clone(), store.source(), store.profile(&launch.image.id));
+        let (image, source) = (launch.image.clone(), store.source());
+        let memory = Memory::new(store, &launch.image.id, launch.profile);
         let catalog = Catalog::on_demand(image.id, move || {
-            Ok(ServedImage::open(&image, source.clone())?.with_profile(profile.clone()))
+            Ok(ServedImage::open(&image, source.clone())?.with_memory(memory.clone()))
         });
         let watch = Arc::<OnceLock<Arc<Watch>>>::default();
         let on_event = {
@@ -334,6 +359,7 @@ impl Vm {
         for port in ports {
             serving.spawn(port.serve(hub.clone()));
         }
+        serving.spawn(Reporter::new(server.clone(), Kind::Vm, instance.name()).serve(see_listener));
         watch.starting(accelerator, guest_socket, launched);
         let machine = hypervisor.start(&spec).await?;
         watch.started(machine.pids());
@@ -439,7 +465,14 @@ impl Vm {
         };
         let watch = self.watch.clone();
         let run = exec::run(stream, exec, Input::Ours, || watch.ready());
-        self.drive(async { run.await.map(Outcome::report) }).await?.status()
+        let driven = self.drive(async { run.await.map(Outcome::report) }).await?;
+        // A hypervisor that dies takes the guest's streams along first: its own end says more.
+        if let Driven::Done(Err(_)) = &driven
+            && let Ok(ended) = tokio::time::timeout(LAST_WORDS, self.machine.wait()).await
+        {
+            ended?;
+        }
+        driven.status()
     }
 
     /// Waits until the guest's agent is there, and the command runs, if there is one.
@@ -474,9 +507,10 @@ impl Vm {
         }
     }
 
-    /// Ends the hypervisor, and takes the rest of what the guest wrote to its console.
+    /// Ends the hypervisor, and takes the rest of what the guest wrote to its console and of what it had read.
     async fn end_machine(&mut self) {
         self.machine.kill().await;
+        let _ = tokio::time::timeout(LAST_READS, self.server.idle()).await;
         if let Some(console) = &mut self.console {
             console.finish().await;
         }
@@ -563,7 +597,16 @@ fn choose_kernel(home: &Home, store: &Store, launch: &Launch) -> Result<Kernel> 
         return Ok(kernel);
     }
     let arch = Arch::of_image(home, &launch.image)?;
-    let Some(release) = &launch.kernel else { return kernels.newest(arch) };
+    let Some(release) = &launch.kernel else {
+        return match kernels.newest(arch) {
+            // A Mac has no Linux kernel but the one in podman's machine, where the image most likely is from.
+            Err(none) if cfg!(target_os = "macos") && arch == Arch::HOST => {
+                let imported = kernels.import(&KernelSource::PodmanMachine(None), || unreachable!("no image is read"));
+                imported.map_err(|error| none.context(format!("{error:#}")))
+            }
+            found => found,
+        };
+    };
     let kernel = kernels.get(release)?;
     let of_kernel = kernel.bundle.arch;
     ensure!(of_kernel == arch, "kernel {release} is for {of_kernel}, and the image for {arch}");

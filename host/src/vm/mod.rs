@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod arch;
+pub mod checks;
 mod child;
 pub mod console;
 pub mod control;
@@ -15,6 +16,7 @@ pub mod kernel;
 pub mod launch;
 pub mod log;
 pub mod modules;
+pub mod podman;
 pub mod ports;
 pub mod programs;
 pub mod qemu;

@@ -67,8 +67,8 @@ const WORTH_MEASURING: u32 = 16 << 10;
 /// The link is judged anew after so many bytes.
 const SAMPLE: u64 = 1 << 20;
 
-/// Links slower than this (bytes a second) are worth compressing for: zstd's fastest level takes in about 400 MB/s on
-/// one core and halves programs and libraries.
+/// Links slower than this (bytes a second) are worth compressing for, if zstd's fastest level takes in some 400 MB/s on
+/// one core and halves programs and libraries: an estimate, to be replaced by figures of the benchmark.
 const SLOW: f64 = 100e6;
 
 /// Links faster than this are better without; the gap to [`SLOW`] keeps it from going to and fro.

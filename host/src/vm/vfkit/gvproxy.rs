@@ -74,3 +74,45 @@ impl Gvproxy {
         let _ = self.process.kill().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A program that does this with the socket's path in `$path`, told from arguments as gvproxy's are.
+    fn program(dir: &Path, script: &str) -> PathBuf {
+        let program = dir.join("gvproxy");
+        let path = r#"[ "$1" = -listen-vfkit ] && path=${2#unixgram://}"#;
+        std::fs::write(&program, format!("#!/bin/sh\n{path}\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        program
+    }
+
+    #[tokio::test]
+    async fn it_runs_until_it_is_stopped_and_its_death_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("net");
+        let works = program(dir.path(), r#": >"$path"; exec sleep 1000"#);
+        let mut running = Gvproxy::start(&works, &socket, dir.path()).await.unwrap();
+        assert!(running.pid().is_some());
+        running.stop().await;
+        assert_eq!(running.pid(), None);
+
+        std::fs::remove_file(&socket).unwrap();
+        let dies = program(dir.path(), r#": >"$path"; sleep 0.1; echo 'no more' >&2; exit 3"#);
+        let mut dying = Gvproxy::start(&dies, &socket, dir.path()).await.unwrap();
+        let why = dying.ended().await;
+        assert!(why.contains("exit status: 3") && why.contains("no more"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_start_gives_its_own_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = program(dir.path(), "echo 'flag provided but not defined: -listen-vfkit' >&2; exit 2");
+        let started = Gvproxy::start(&old, &dir.path().join("net"), dir.path()).await;
+        let error = started.err().unwrap().to_string();
+        assert!(error.contains("not defined") && error.contains("exit status: 2"), "{error}");
+    }
+}

@@ -5,9 +5,7 @@
 //!
 //! Nothing here needs macOS but vfkit itself.
 
-mod arguments;
-#[cfg(test)]
-mod grammar;
+pub mod arguments;
 mod gvproxy;
 pub mod rest;
 
@@ -18,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::frame::DEFAULT_PORT;
+use lazyroot_proto::settings;
 use tokio::process::Child;
 
-pub use self::arguments::ArgumentError;
 use self::arguments::{Sockets, arguments};
 use self::gvproxy::Gvproxy;
 use self::rest::{Change, Rest, State};
@@ -81,7 +79,11 @@ impl Vfkit {
         unwrap::check_plain(&spec.kernel, Arch::HOST)?;
         ensure!(spec.initramfs.is_file(), "there is no initramfs at {}", spec.initramfs.display());
         let gvproxy = match spec.network {
-            Network::User => Some(Gvproxy::start(&GVPROXY.find()?, &network, &spec.dir).await?),
+            Network::User => {
+                let program = GVPROXY.find().context("the VM cannot have a network; --net none does without")?;
+                let started = Gvproxy::start(&program, &network, &spec.dir).await;
+                Some(started.map_err(|error| explain(&GVPROXY, &program, error))?)
+            }
             Network::None | Network::Nat => None,
         };
         let log = spec.dir.join("vfkit.log");
@@ -98,11 +100,7 @@ impl Vfkit {
             Ok(()) => Ok(machine),
             Err(error) => {
                 machine.stop_now().await;
-                // An old vfkit calls what it does not know an error; its own words do not say that it is old.
-                match VFKIT.check_version(&self.program) {
-                    Err(too_old) => Err(error.context(too_old)),
-                    Ok(_) => Err(error),
-                }
+                Err(explain(&VFKIT, &self.program, error))
             }
         }
     }
@@ -143,8 +141,22 @@ impl Hypervisor for Vfkit {
         GuestListener::Unix(vsock_socket(spec))
     }
 
+    fn network_settings(&self, network: Network) -> Option<settings::Network> {
+        // gvproxy's own defaults: its first address is its own, the second the guest's.
+        let (address, gateway) = ([192, 168, 127, 2], [192, 168, 127, 1]);
+        (network == Network::User).then_some(settings::Network { address, prefix: 24, gateway, dns: gateway })
+    }
+
     fn start<'a>(&'a self, spec: &'a MachineSpec) -> BoxFuture<'a, Result<Box<dyn Machine>>> {
         Box::pin(async move { Ok(Box::new(self.launch(spec).await?) as Box<dyn Machine>) })
+    }
+}
+
+/// Why a program did not start: an old one calls what it does not know an error, and does not say that it is old.
+fn explain(needed: &Requirement, program: &Path, error: anyhow::Error) -> anyhow::Error {
+    match needed.check_version(program) {
+        Err(too_old) => error.context(too_old),
+        Ok(_) => error,
     }
 }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use lazyroot::serve::{Catalog, Endpoint, Listener, ServedImage, Server};
+use lazyroot::serve::{Catalog, Endpoint, Listener, Memory, ServedImage, Server};
 use lazyroot::store::{Image, ObjectSource, Profile, ProfileFile};
 
 use super::mounted::Served;
@@ -118,7 +118,7 @@ impl Serving {
     pub fn start(&self, profile: Option<ProfileFile>) -> Result<Running> {
         let image = ServedImage::open(&self.image, self.source.clone())?;
         let image = match profile {
-            Some(profile) => image.with_profile(profile),
+            Some(profile) => image.with_memory(Memory::of_profile(profile)),
             None => image,
         };
         let catalog = Catalog::of([image]);

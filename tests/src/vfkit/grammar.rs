@@ -1,26 +1,35 @@
-//! The part of vfkit's command line that we use, read back: written from its usage page alone, for the tests.
+//! The part of vfkit's command line that lazyroot uses, read back: written from vfkit's
+//! [usage page](https://github.com/crc-org/vfkit/blob/main/doc/usage.md), not from lazyroot's code.
 
 /// A command line.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Grammar {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// `--cpus`
     pub cpus: u32,
+    /// `--memory`, in MiB
     pub memory_mib: u32,
-    /// The unix socket of the API.
+    /// `--restful-uri`: the unix socket of the API
     pub restful: Option<String>,
+    /// `--bootloader`
     pub bootloader: Option<Bootloader>,
+    /// `--device`, in order
     pub devices: Vec<Device>,
 }
 
 /// `--bootloader linux`.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bootloader {
+    /// `kernel=`
     pub kernel: String,
+    /// `initrd=`
     pub initrd: String,
+    /// `cmdline=`, without its quotes
     pub cmdline: String,
 }
 
 /// One `--device`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The names are those of the usage page.
 pub enum Device {
     Rng,
     Balloon,
@@ -37,8 +46,11 @@ pub enum Device {
 type Result<T> = std::result::Result<T, String>;
 
 /// Reads a command line.
-pub fn parse(arguments: &[String]) -> Result<Grammar> {
-    let mut parsed = Grammar::default();
+///
+/// # Errors
+/// If it is none that the usage page describes.
+pub fn parse(arguments: &[String]) -> Result<CommandLine> {
+    let mut parsed = CommandLine::default();
     let mut words = arguments.iter();
     while let Some(option) = words.next() {
         let value = words.next().ok_or_else(|| format!("{option} has no value"))?;

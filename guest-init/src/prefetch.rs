@@ -1,0 +1,141 @@
+//! The boot profile, fetched ahead of need in the order in which the last boots needed it.
+//!
+//! What arrives is verified and, within a budget of memory, put where programs find it without asking ([`crate::ready`]).
+//! Nobody would know then what was of use, so the host has a sample of it watched: that, and parts of large objects, wait
+//! here until a program asks for them. Requests are few and small enough that a read that a program waits for is never far behind them. After the
+//! boot what nobody asked for is dropped.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lazyroot_proto::frame::MAX_BATCH;
+use lazyroot_proto::reads::{Extent, Hint, Origin};
+
+use crate::link::{Ticket, Wanted};
+use crate::objects::{Objects, SMALL};
+use crate::pages::Pages;
+use crate::pieces::MAX_BLOCKS;
+use crate::ready::Ready;
+use crate::recorder::Stopwatch;
+
+/// How long what was fetched ahead waits for a program: as long as the host takes a boot to last.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// Bytes asked for at a time; there are two such lists under way. A read that a program waits for comes after them, which
+/// costs it 10 ms on a link that carries 50 MiB/s.
+const LIST_BYTES: u64 = 256 << 10;
+
+/// Fetches the image's boot profile in a thread of its own.
+///
+/// # Errors
+/// If the system has no thread for it.
+pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, ready: Ready) -> std::io::Result<()> {
+    thread::Builder::new().name("prefetch".into()).spawn(move || {
+        let deadline = Instant::now() + BOOT;
+        // A profile that cannot be had is none.
+        let Ok(profile) = objects.link().profile() else { return };
+        if profile.is_empty() {
+            return;
+        }
+        let prefetch = Prefetch { objects, pages, ready, deadline };
+        prefetch.replay(&profile);
+        thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        prefetch.objects.drop_ahead();
+        prefetch.ready.clear();
+    })?;
+    Ok(())
+}
+
+struct Prefetch {
+    objects: Arc<Objects>,
+    pages: Arc<Pages>,
+    ready: Ready,
+    deadline: Instant,
+}
+
+/// What is asked for together.
+#[derive(Default)]
+struct List {
+    bytes: u64,
+    /// Small objects, by position, and whether they are watched.
+    small: Vec<(u32, bool)>,
+    pieces: Vec<Wanted>,
+}
+
+/// A list that was asked for.
+struct UnderWay {
+    small: Vec<(u32, bool)>,
+    pieces: Vec<(Wanted, Ticket)>,
+}
+
+impl Prefetch {
+    fn replay(&self, profile: &[Hint]) {
+        let mut under_way = VecDeque::new();
+        for list in self.lists(profile) {
+            if !self.objects.budget().wait_for(list.bytes as usize, self.deadline) {
+                break;
+            }
+            under_way.push_back(self.ask(list));
+            if under_way.len() == 2 {
+                under_way.drain(..1).for_each(|list| self.receive(list));
+            }
+        }
+        under_way.into_iter().for_each(|list| self.receive(list));
+    }
+
+    /// The profile in lists, those parts of it that make sense.
+    fn lists(&self, profile: &[Hint]) -> Vec<List> {
+        let index = self.objects.index();
+        let mut lists = vec![List::default()];
+        for hint in profile {
+            let Some((_, size)) = index.get(hint.extent.position) else { continue };
+            let small = size <= SMALL;
+            // Small objects travel whole.
+            let extent = if small { Extent::around(hint.extent.position, 0, size) } else { Some(hint.extent) };
+            let wanted = extent.filter(|extent| small || extent.blocks <= MAX_BLOCKS);
+            let Some(wanted) = wanted.and_then(|extent| Wanted::new(index, extent)) else { continue };
+            let last = lists.last_mut().expect("there is always one");
+            let full =
+                last.bytes + u64::from(wanted.len) > LIST_BYTES || last.small.len() + last.pieces.len() == MAX_BATCH;
+            if full {
+                lists.push(List::default());
+            }
+            let list = lists.last_mut().expect("there is always one");
+            list.bytes += u64::from(wanted.len);
+            if small {
+                list.small.push((wanted.extent.position, hint.watched));
+            } else {
+                list.pieces.push(wanted);
+            }
+        }
+        lists
+    }
+
+    fn ask(&self, list: List) -> UnderWay {
+        // What the kernel knows a program has read.
+        let small: Vec<_> = list.small.into_iter().filter(|(position, _)| !self.pages.knows(*position)).collect();
+        self.objects.expect_small(small.iter().map(|(position, _)| *position), Origin::Profile);
+        let pieces = self.objects.expect_pieces(list.pieces);
+        let tickets = self.objects.link().read_ahead(&pieces);
+        UnderWay { small, pieces: pieces.into_iter().zip(tickets).collect() }
+    }
+
+    fn receive(&self, list: UnderWay) {
+        for (position, watched) in list.small {
+            let stopwatch = Stopwatch::start();
+            let Some(Ok(content)) = self.objects.receive_small(position, Origin::Profile) else { continue };
+            let id = self.objects.index().get(position).map(|(id, _)| id);
+            let ready = !watched && id.is_some_and(|id| self.ready.put(&id, &content).is_ok());
+            if ready {
+                self.objects.made_ready(position, content.len(), stopwatch);
+            } else {
+                self.objects.hold_small(position, content.len());
+            }
+        }
+        for (wanted, ticket) in list.pieces {
+            self.objects.keep_piece(&wanted, self.objects.link().redeem(ticket));
+        }
+    }
+}

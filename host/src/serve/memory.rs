@@ -1,0 +1,76 @@
+//! What is remembered of an image's runs: its boot profile, and a trace of the last one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use lazyroot_proto::ObjectId;
+use lazyroot_proto::index::ObjectIndex;
+use lazyroot_proto::reads::Hint;
+
+use super::activity::{Activity, State};
+use crate::store::{Profile, ProfileFile, Store, TraceFile};
+
+/// What is done with an image's boot profile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProfileUse {
+    /// Guests are sent ahead what it says, and what they read is merged into it.
+    #[default]
+    Follow,
+    /// Nothing is sent ahead, and what the guest reads takes its place.
+    Record,
+    /// Nothing is sent ahead, and it stays as it is.
+    Ignore,
+}
+
+/// Where the runs of one image are remembered.
+#[derive(Clone)]
+pub struct Memory {
+    profile: ProfileFile,
+    trace: Option<TraceFile>,
+    profile_use: ProfileUse,
+    /// Whether a recorded profile has taken the old one's place: a guest that reconnects must not replace its own.
+    replaced: Arc<AtomicBool>,
+}
+
+impl Memory {
+    /// That of an image of `store`.
+    pub fn new(store: &Store, image: &ObjectId, profile_use: ProfileUse) -> Self {
+        Self { profile: store.profile(image), trace: Some(store.trace(image)), profile_use, replaced: Arc::default() }
+    }
+
+    /// That of an image whose traces are not kept.
+    pub fn of_profile(profile: ProfileFile) -> Self {
+        Self { profile, trace: None, profile_use: ProfileUse::Follow, replaced: Arc::default() }
+    }
+
+    /// What to send a guest ahead.
+    pub(super) fn ahead(&self, index: &ObjectIndex) -> Vec<Hint> {
+        match self.profile_use {
+            ProfileUse::Follow => self.profile.read().map(|profile| profile.hints(index)).unwrap_or_default(),
+            ProfileUse::Record | ProfileUse::Ignore => Vec::new(),
+        }
+    }
+
+    /// Takes in what a session has read. One that read nothing is not remembered.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub(super) fn remember(&self, activity: &Activity, state: &State) -> Result<()> {
+        if state.reads.is_empty() {
+            return Ok(());
+        }
+        if let Some(trace) = &self.trace {
+            trace.write(&activity.trace_of(state))?;
+        }
+        match self.profile_use {
+            ProfileUse::Record if !self.replaced.swap(true, Ordering::AcqRel) => {
+                let mut profile = Profile::default();
+                profile.merge(&activity.index, &state.reads);
+                self.profile.write(&profile)
+            }
+            ProfileUse::Follow | ProfileUse::Record => self.profile.merge(&activity.index, &state.reads),
+            ProfileUse::Ignore => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Promises about what comes before it is asked for: neighbours, scans and boot profiles, on real mounts.
+//!
+//! Mounting needs root; `make test` sees to it.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lazyroot::home::Home;
+use lazyroot::serve::{Activity, ActivityState, Catalog, Endpoint, Listener, Memory, ServedImage, Server};
+use lazyroot::store::{Profile, ProfileFile, Store};
+use lazyroot_proto::reads::Origin;
+use lazyroot_proto::{Algorithm, ObjectId, verity};
+use lazyroot_tests::data;
+use lazyroot_tests::lazyroot::Lazyroot;
+
+const IMAGE: &str = "tree";
+/// Small files in the tree: enough for a scan to get going.
+const FILES: u64 = 1200;
+/// Each of them, in bytes.
+const SMALL: u64 = 3000;
+/// The large file, in bytes.
+const LARGE: u64 = 5 << 20;
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A store with one image, and a server of it that can be asked what its guests do.
+struct Bench {
+    lazyroot: Lazyroot,
+    source: tempfile::TempDir,
+    /// Runs the server.
+    _runtime: tokio::runtime::Runtime,
+    server: Arc<Server>,
+    socket: PathBuf,
+    profile: ProfileFile,
+    index: Arc<lazyroot_proto::ObjectIndex>,
+    /// Bytes of the manifest and the index, which every mount fetches.
+    metadata: u64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (lazyroot, source) = (Lazyroot::default(), tempfile::tempdir().unwrap());
+        for number in 0..FILES {
+            data::write_unique(&small_file(source.path(), number), SMALL, number + 1).unwrap();
+        }
+        data::write_unique(&source.path().join("large"), LARGE, FILES + 1).unwrap();
+        lazyroot.import(source.path(), IMAGE);
+        let store = Store::open(&Home::open().unwrap(), Some(&lazyroot.home().join("repository"))).unwrap();
+        let image = store.resolve(IMAGE).unwrap();
+        let profile = store.profile(&image.id);
+        let served =
+            ServedImage::open(&image, store.source()).unwrap().with_memory(Memory::of_profile(profile.clone()));
+        let index = served.index.clone();
+        let metadata = served.manifest_size + served.index_bytes.len() as u64;
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let server = Arc::new(Server::new(Catalog::of([served]), None, |_| ()));
+        let socket = lazyroot.home().join("test.sock");
+        {
+            let _guard = runtime.enter();
+            runtime.spawn(server.clone().serve(Listener::bind(&Endpoint::Unix(socket.clone())).unwrap()));
+        }
+        Self { lazyroot, source, _runtime: runtime, server, socket, profile, index, metadata }
+    }
+
+    /// Mounts the image, does `work` with it, unmounts it, and returns what the server has seen of it.
+    fn mounted<T>(&self, work: impl FnOnce(&Path, &Activity) -> T) -> (T, ActivityState) {
+        let endpoint = Endpoint::Unix(self.socket.clone()).to_string();
+        let mount = self.lazyroot.mount(IMAGE, &["--connect", &endpoint]);
+        let activity = self.server.activities().pop().expect("a mount has a session");
+        let done = work(mount.path(), &activity);
+        drop(mount);
+        until("the session ends", || activity.state().ended);
+        let state = activity.state().clone();
+        (done, state)
+    }
+
+    fn position(&self, id: ObjectId) -> u32 {
+        self.index.position(&id).expect("an object of the image")
+    }
+
+    fn small(&self, number: u64) -> (Vec<u8>, u32) {
+        let content = fs::read(small_file(self.source.path(), number)).unwrap();
+        let position = self.position(verity::digest(Algorithm::Sha256, &content));
+        (content, position)
+    }
+
+    fn entries(&self) -> Profile {
+        self.profile.read().expect("a profile was written")
+    }
+}
+
+fn small_file(tree: &Path, number: u64) -> PathBuf {
+    tree.join(format!("{number:06}"))
+}
+
+fn until(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Reads a few files here and there, and a range of the large one, as a boot does.
+fn boot(bench: &Bench, tree: &Path) -> Vec<u32> {
+    let mut positions = Vec::new();
+    for number in (0..FILES).step_by(97).map(|number| (number * 7) % FILES) {
+        let (content, position) = bench.small(number);
+        assert_eq!(fs::read(small_file(tree, number)).unwrap(), content);
+        positions.push(position);
+    }
+    let mut range = vec![0; 300_000];
+    fs::File::open(tree.join("large")).unwrap().read_exact_at(&mut range, 2 << 20).unwrap();
+    let whole = fs::read(bench.source.path().join("large")).unwrap();
+    assert!(range == whole[2 << 20..][..range.len()], "the range is what was imported");
+    positions
+}
+
+#[test]
+fn a_walk_through_many_small_files_makes_few_requests() {
+    let bench = Bench::new();
+    let ((), state) = bench.mounted(|tree, _| {
+        for number in 0..FILES {
+            assert_eq!(fs::read(small_file(tree, number)).unwrap(), bench.small(number).0, "file {number}");
+        }
+    });
+    let asked = state.counters.lookup.count() + state.counters.read.count();
+    // The first hundred teach it; then one a batch, and some while the kernel learns of the objects.
+    assert!(asked < FILES / 2, "{asked} requests of the kernel for {FILES} files");
+    assert!(state.requests < FILES + 100, "{} objects sent for {FILES}", state.requests);
+    assert!(state.counters.neighbour_bytes > SMALL * FILES / 2);
+    assert!(state.counters.verified_bytes >= SMALL * FILES);
+}
+
+#[test]
+fn random_reads_bring_nothing_along() {
+    let bench = Bench::new();
+    let ((), state) = bench.mounted(|tree, _| {
+        for number in (0..200).map(|number| (number * 389) % FILES) {
+            fs::read(small_file(tree, number)).unwrap();
+        }
+    });
+    let content = state.sent_bytes - bench.metadata;
+    assert_eq!(content, 200 * SMALL, "200 files of {SMALL} bytes, each once");
+    assert_eq!(state.counters.neighbour_bytes, 0);
+}
+
+#[test]
+fn what_the_first_mount_read_is_there_before_the_second_asks() {
+    let bench = Bench::new();
+    let (positions, first) = bench.mounted(|tree, _| boot(&bench, tree));
+    assert!(first.reads.iter().any(|read| read.origin == Origin::Host && read.extent.position == positions[0]));
+    assert_eq!(bench.entries().runs, 1);
+
+    let (_, second) = bench.mounted(|tree, activity| {
+        let small = |state: &ActivityState| state.counters.read_bytes[Origin::Unseen as usize] + watched(state);
+        until("the profile has come", || small(&activity.state()) >= positions.len() as u64 * SMALL + 300_000);
+        boot(&bench, tree)
+    });
+    let waited = second.reads.iter().filter(|read| read.origin == Origin::Host).count();
+    assert_eq!(waited, 0, "nothing had to be asked for: {:?}", second.reads);
+    // All of the large file's range is watched, and was read.
+    assert!(second.counters.profile_used_bytes >= 300_000);
+    assert_eq!(bench.entries().runs, 2);
+}
+
+fn watched(state: &ActivityState) -> u64 {
+    state.counters.profile_bytes
+}
+
+#[test]
+fn a_profile_of_something_else_does_no_harm() {
+    let bench = Bench::new();
+    bench.mounted(|tree, _| boot(&bench, tree));
+    // What is not read leaves, what is read comes in, and the bytes are always right.
+    for _ in 0..2 {
+        bench.mounted(|tree, _| {
+            for number in 500..520 {
+                assert_eq!(fs::read(small_file(tree, number)).unwrap(), bench.small(number).0);
+            }
+        });
+    }
+    let (_, position) = bench.small(510);
+    assert!(bench.entries().entries.iter().any(|entry| entry.position == position));
+}
+
+#[test]
+fn damage_that_comes_with_a_profile_is_an_error_and_never_wrong_bytes() {
+    let bench = Bench::new();
+    bench.mounted(|tree, _| boot(&bench, tree));
+    let (content, _) = bench.small(0);
+    let object = |content: &[u8]| {
+        let id = verity::digest(Algorithm::Sha256, content);
+        bench.lazyroot.home().join("repository/objects").join(id.object_path())
+    };
+    let large = fs::read(bench.source.path().join("large")).unwrap();
+    for (content, offset) in [(&content, 1000), (&large, (2 << 20) + 5000)] {
+        let file = fs::OpenOptions::new().write(true).open(object(content)).unwrap();
+        file.write_all_at(b"\xff\x00\xff", offset).unwrap();
+    }
+    let ((), state) = bench.mounted(|tree, activity| {
+        until("the profile has come", || watched(&activity.state()) > 0);
+        let small = fs::read(small_file(tree, 0)).unwrap_err();
+        let file = fs::File::open(tree.join("large")).unwrap();
+        let large = file.read_exact_at(&mut [0; 100], (2 << 20) + 5000).unwrap_err();
+        assert_eq!((small.raw_os_error(), large.raw_os_error()), (Some(5), Some(5)));
+    });
+    assert!(state.milestones.iter().any(|event| event.text.contains("does not match its digest")));
+}
