@@ -16,6 +16,9 @@ use tar::{Archive, Builder, EntryType, Header};
 /// What a record of an extended attribute is called, before the attribute's name.
 const XATTR: &str = "SCHILY.xattr.";
 
+/// Headers are this long, contents are filled up to a multiple of it, and blocks of zeros end an archive (pax).
+const BLOCK: u64 = 512;
+
 /// Writes the tree at `path` (a file, a link, or a folder with all in it) to `out`, under the path's own name.
 ///
 /// # Errors
@@ -132,14 +135,15 @@ pub fn unpack(stream: impl Read, target: &Path, without: u32) -> io::Result<()> 
 }
 
 fn unpack_to(stream: impl Read, target: &Path, without: u32) -> io::Result<()> {
-    let mut archive = Archive::new(stream);
+    let taken = Cell::new(0);
+    let mut archive = Archive::new(Counted { stream, taken: &taken });
     archive.set_preserve_permissions(true);
     archive.set_preserve_mtime(true);
     archive.set_preserve_ownerships(false);
     archive.set_mask(without);
     archive.set_unpack_xattrs(true);
     if target.is_dir() {
-        return unpack_in(&mut archive, target).map(|_| ());
+        return unpack_in(&mut archive, &taken, target).map(|_| ());
     }
     let parent = match target.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -154,18 +158,34 @@ fn unpack_to(stream: impl Read, target: &Path, without: u32) -> io::Result<()> {
     }
     // In the same file system, so that it can be moved.
     let scratch = tempfile::Builder::new().prefix(".lazyroot-").tempdir_in(parent)?;
-    let name = unpack_in(&mut archive, scratch.path())?;
+    let name = unpack_in(&mut archive, &taken, scratch.path())?;
     fs::rename(scratch.path().join(name), target)
 }
 
-/// Unpacks into a folder; returns the name of the stream's one tree.
-fn unpack_in(archive: &mut Archive<impl Read>, target: &Path) -> io::Result<PathBuf> {
+/// Counts the bytes that are read.
+struct Counted<'a, R> {
+    stream: R,
+    taken: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(data)?;
+        self.taken.set(self.taken.get() + count as u64);
+        Ok(count)
+    }
+}
+
+/// Unpacks into a folder; returns the name of the stream's one tree. `taken` is how much of the archive has been read.
+fn unpack_in(archive: &mut Archive<impl Read>, taken: &Cell<u64>, target: &Path) -> io::Result<PathBuf> {
     let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("a damaged archive: {what}"));
     let mut top: Option<PathBuf> = None;
     // Folders' own modes last: one that cannot be written could not be filled.
     let mut folders = Vec::new();
+    let mut end = 0;
     for entry in archive.entries()? {
         let mut entry = entry?;
+        end = (entry.raw_file_position() + entry.size()).next_multiple_of(BLOCK);
         let path = entry.path()?.into_owned();
         let first = path.iter().next().map(PathBuf::from).unwrap_or_default();
         if *top.get_or_insert_with(|| first.clone()) != first {
@@ -193,6 +213,10 @@ fn unpack_in(archive: &mut Archive<impl Read>, target: &Path) -> io::Result<Path
         if !entry.unpack_in(target)? {
             return Err(damaged("a path that leads out of it"));
         }
+    }
+    // The reader also takes a stream that stops between two entries for a whole one. Only a block of zeros ends one.
+    if taken.get() < end + BLOCK {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive stops before its end"));
     }
     for mut folder in folders.into_iter().rev() {
         folder.unpack_in(target)?;
