@@ -8,5 +8,6 @@ give_tests_their_inputs
 
 sh scripts/lint.sh
 # Mounts need root: cargo itself stays with the user, the test programs are started through as-root.sh.
-cargo test --release --workspace --locked \
+# All suites, whatever fails: one run names every failure.
+cargo test --release --workspace --locked --no-fail-fast \
     --config "target.'cfg(unix)'.runner = ['sh', '$PWD/scripts/as-root.sh']" -- "$@"
