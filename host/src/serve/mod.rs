@@ -4,8 +4,10 @@
 //! image that the guest names, if this server serves it; control and stream connections go to the [`Hub`] of
 //! the VM whose socket they came in on, if there is one.
 
+mod accept;
 mod activity;
 mod catalog;
+mod conversation;
 mod hub;
 mod listen;
 mod memory;
@@ -24,10 +26,10 @@ use std::time::Duration;
 use lazyroot_proto::frame::{ErrorCode, EventKind, FromHost, Request, Role};
 use lazyroot_proto::reads::Counters;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 pub use crate::text::printable;
+pub use accept::{Accept, serve_each};
 pub use activity::{Activity, State as ActivityState};
 pub use catalog::{Catalog, ServedImage};
 pub use hub::{Hub, HubError};
@@ -54,9 +56,6 @@ const ENDED_ACTIVITIES: usize = 8;
 /// How long an image stays open, and pinned in its store, after a session about it: longer than a guest takes to
 /// find out that its connection is gone and to open another.
 const LINGER: Duration = Duration::from_secs(120);
-
-/// Pause after a failed accept: out of file descriptors, most likely, which passes.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something that happened in a guest.
 #[derive(Clone, Debug)]
@@ -187,23 +186,12 @@ impl Server {
         self.connection(stream, Callers::Peers).await;
     }
 
-    async fn accept(self: Arc<Self>, mut listener: Listener, callers: Callers) {
-        let mut sessions = JoinSet::new();
-        loop {
-            tokio::select! {
-                stream = listener.accept(), if sessions.len() < MAX_CONNECTIONS => match stream {
-                    Ok(stream) => {
-                        let server = self.clone();
-                        sessions.spawn(async move { server.connection(stream, callers).await });
-                    }
-                    Err(error) => {
-                        tracing::warn!("cannot accept a connection: {error}");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-                Some(_) = sessions.join_next() => (),
-            }
-        }
+    async fn accept(self: Arc<Self>, listener: Listener, callers: Callers) {
+        serve_each(listener, MAX_CONNECTIONS, |stream| {
+            let server = self.clone();
+            async move { server.connection(stream, callers).await }
+        })
+        .await;
     }
 
     /// One connection, from hello to end. Faults of the peer end the connection, never the server.

@@ -1,19 +1,15 @@
 //! A session with another lazyroot, which reads through this one: every image that is served here, and those that it
 //! asks us to import.
 
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use lazyroot_proto::frame::{ErrorCode, FromHost};
 use lazyroot_proto::peer::{Compression, Range, Reply, Request};
 use lazyroot_proto::verity;
-use tokio::io::{AsyncWriteExt, WriteHalf};
-use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
-use super::{BoxStream, Catalog, Server, read_request};
+use super::{BoxStream, Catalog, Server, conversation};
 use crate::store::{Object, ObjectError};
 
 /// Requests of one session under way at a time; the next one waits for a place.
@@ -21,9 +17,6 @@ const PLACES: usize = 256;
 
 /// Of those, how many may hold their answer in memory: 32 MiB at most.
 const ANSWERS: usize = 32;
-
-/// How long the other end may take to make room for an answer; then it is asked to come back.
-const WRITE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Shorter answers are not worth packing.
 const WORTH_PACKING: usize = 1 << 10;
@@ -38,8 +31,7 @@ type Failure = (ErrorCode, String);
 
 /// Serves one stream to its end.
 pub(super) async fn run(server: &Server, stream: BoxStream) {
-    let (mut reader, writer) = tokio::io::split(stream);
-    let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
+    let (mut requests, outbox) = conversation::split(stream);
     let (places, answers) = (Arc::new(Semaphore::new(PLACES)), Arc::new(Semaphore::new(ANSWERS)));
     let mut compression = Compression::None;
     let mut under_way = JoinSet::new();
@@ -47,22 +39,7 @@ pub(super) async fn run(server: &Server, stream: BoxStream) {
     if outbox.send(&welcome.encode(0)).await.is_err() {
         return;
     }
-    loop {
-        let (header, payload) = tokio::select! {
-            frame = read_request(&mut reader) => match frame {
-                Ok(frame) => frame,
-                Err(_) => return,
-            },
-            () = outbox.broken.notified() => return,
-        };
-        let request = match Request::decode(header.kind, &payload) {
-            Ok(request) => request,
-            Err(error) => {
-                tracing::warn!("ended a session with another lazyroot: {error}");
-                return;
-            }
-        };
-        let tag = header.tag;
+    while let Some((tag, request)) = requests.next(Request::decode, &"with another lazyroot").await {
         match request {
             Request::Ping => {
                 let _ = outbox.send(&FromHost::Pong.encode(tag)).await;
@@ -106,28 +83,6 @@ pub(super) async fn run(server: &Server, stream: BoxStream) {
             let _ = outbox.send(&frame).await;
             drop((place, answering));
         });
-    }
-}
-
-/// The sending half of a session.
-struct Outbox {
-    writer: Mutex<WriteHalf<BoxStream>>,
-    /// Told when an answer could not be sent.
-    broken: Notify,
-}
-
-impl Outbox {
-    async fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let write = async {
-            let mut writer = self.writer.lock().await;
-            writer.write_all(frame).await?;
-            writer.flush().await
-        };
-        let sent = timeout(WRITE_DEADLINE, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        if sent.is_err() {
-            self.broken.notify_one();
-        }
-        sent
     }
 }
 

@@ -5,17 +5,15 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::frame::{ErrorCode, FromHost, HEADER, Header, MAX_READ, Metadata, Request, kind};
 use lazyroot_proto::reads::{Extent, encode_hints};
-use tokio::io::{AsyncWriteExt, WriteHalf};
-use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
-use super::{Activity, BoxStream, Event, ServedImage, Server, printable, read_request};
+use super::conversation::{self, Outbox};
+use super::{Activity, BoxStream, Event, ServedImage, Server, printable};
 
 /// Requests of one session that may wait for a slow source or for memory at a time; the next one waits for a place.
 /// A guest has no more than a few dozen threads reading.
@@ -24,10 +22,6 @@ const SLOW_REQUESTS: usize = 256;
 /// Memory for one session's replies that wait, in KiB: no session can take all of the server's
 /// ([`super::SLOW_REPLY_BUDGET_KIB`]).
 const SESSION_REPLY_BUDGET_KIB: usize = 8 << 10;
-
-/// How long a guest may take to make room for a reply. One that is paused for longer loses its connection, and asks
-/// again on a new one.
-const WRITE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a session may report; a guest that goes on is not listened to.
 const MAX_EVENTS: usize = 1000;
@@ -61,8 +55,7 @@ type Failure = (ErrorCode, String);
 
 /// Serves `image` on `stream` until the guest goes away, stops reading or breaks the protocol.
 pub(super) async fn run(server: &Server, image: Arc<ServedImage>, stream: BoxStream) {
-    let (mut reader, writer) = tokio::io::split(stream);
-    let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
+    let (mut requests, outbox) = conversation::split(stream);
     let ahead = image.memory.as_ref().map(|memory| memory.ahead(&image.index)).unwrap_or_default();
     let recording = Recording { server, activity: server.begin(&image), image: image.clone() };
     let mut session = Session {
@@ -84,42 +77,11 @@ pub(super) async fn run(server: &Server, image: Arc<ServedImage>, stream: BoxStr
     if outbox.send(&welcome.encode(0)).await.is_err() {
         return;
     }
-    loop {
-        let (header, payload) = tokio::select! {
-            frame = read_request(&mut reader) => match frame {
-                Ok(frame) => frame,
-                Err(_) => return,
-            },
-            () = outbox.broken.notified() => return,
-        };
-        let request = match Request::decode(header.kind, &payload) {
-            Ok(request) => request,
-            Err(error) => {
-                tracing::warn!("ended a session about {}: {error}", session.image.id);
-                return;
-            }
-        };
-        if session.handle(header.tag, request).await.is_err() {
+    let about = format!("about {}", session.image.id);
+    while let Some((tag, request)) = requests.next(Request::decode, &about).await {
+        if session.handle(tag, request).await.is_err() {
             return;
         }
-    }
-}
-
-/// The sending half of a session.
-struct Outbox {
-    writer: Mutex<WriteHalf<BoxStream>>,
-    /// Told when a reply could not be sent.
-    broken: Notify,
-}
-
-impl Outbox {
-    async fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let write = async { self.writer.lock().await.write_all(frame).await };
-        let sent = timeout(WRITE_DEADLINE, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        if sent.is_err() {
-            self.broken.notify_one();
-        }
-        sent
     }
 }
 

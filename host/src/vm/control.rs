@@ -11,14 +11,16 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use super::status::{Status, Watch};
 use crate::serve::message::{receive, send};
-use crate::serve::{Endpoint, Hub, Listener};
+use crate::serve::{Endpoint, Hub, Listener, serve_each};
 
 /// The socket's name.
 const NAME: &str = "ctl";
+
+/// Connections at a time: each command in the guest is one while it runs.
+const MAX_CONNECTIONS: usize = 1024;
 
 /// Orders that may wait for the VM.
 const QUEUE: usize = 16;
@@ -89,19 +91,16 @@ impl Control {
     }
 
     /// Answers for ever. Dropping the future ends its connections.
-    pub async fn serve(self, mut listener: Listener) {
+    pub async fn serve(self, listener: Listener) {
         let this = Arc::new(self);
-        let mut connections = JoinSet::new();
-        loop {
-            tokio::select! {
-                Ok(mut stream) = listener.accept() => {
-                    let this = this.clone();
-                    // Whoever asked may be gone by now.
-                    connections.spawn(async move { this.answer(&mut stream).await.ok() });
-                }
-                Some(_) = connections.join_next() => (),
+        serve_each(listener, MAX_CONNECTIONS, |mut stream| {
+            let this = this.clone();
+            async move {
+                // Whoever asked may be gone by now.
+                let _ = this.answer(&mut stream).await;
             }
-        }
+        })
+        .await;
     }
 
     async fn answer(&self, stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin)) -> Result<()> {

@@ -2,6 +2,7 @@
 //! guest, and no port there that another VM could want.
 
 use std::fmt;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -12,9 +13,8 @@ use lazyroot_proto::service::{MAX_DATA, Piece, Target, Wish};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
-use crate::serve::{BoxStream, Endpoint, Hub, Listener, read_frame, write_frame};
+use crate::serve::{Accept, BoxStream, Endpoint, Hub, Listener, read_frame, serve_each, write_frame};
 
 /// Connections of one port at a time; further ones wait in the system's queue.
 const MAX_CONNECTIONS: usize = 256;
@@ -100,6 +100,17 @@ enum Listening {
     Unix(Listener),
 }
 
+impl Accept for Listening {
+    type Stream = BoxStream;
+
+    async fn accept(&mut self) -> io::Result<BoxStream> {
+        match self {
+            Listening::Tcp(listener) => Ok(Box::pin(Accept::accept(listener).await?)),
+            Listening::Unix(listener) => listener.accept().await,
+        }
+    }
+}
+
 impl Bound {
     /// Binds the host's end; must be called inside a tokio runtime.
     ///
@@ -125,36 +136,16 @@ impl Bound {
 
     /// Brings connections to the guest behind `hub`, for ever. Dropping the future ends them.
     pub async fn serve(self, hub: Arc<Hub>) {
-        let (map, mut listener) = (Arc::new(self.map), self.listener);
-        let mut connections = JoinSet::new();
-        loop {
-            let accept = async {
-                match &mut listener {
-                    Listening::Tcp(listener) => {
-                        let (stream, _) = listener.accept().await?;
-                        // Pieces are as large as they get: waiting for more would only delay them.
-                        stream.set_nodelay(true)?;
-                        Ok::<BoxStream, std::io::Error>(Box::pin(stream))
-                    }
-                    Listening::Unix(listener) => listener.accept().await,
+        let map = Arc::new(self.map);
+        serve_each(self.listener, MAX_CONNECTIONS, |stream| {
+            let (hub, map) = (hub.clone(), map.clone());
+            async move {
+                if let Err(error) = connect(&hub, &map.guest, stream).await {
+                    tracing::info!("{map}: {error:#}");
                 }
-            };
-            tokio::select! {
-                stream = accept, if connections.len() < MAX_CONNECTIONS => match stream {
-                    Ok(stream) => {
-                        let (hub, map) = (hub.clone(), map.clone());
-                        connections.spawn(async move {
-                            if let Err(error) = connect(&hub, &map.guest, stream).await {
-                                tracing::info!("{map}: {error:#}");
-                            }
-                        });
-                    }
-                    // Out of file descriptors, most likely, which passes.
-                    Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
-                },
-                Some(_) = connections.join_next() => (),
             }
-        }
+        })
+        .await;
     }
 }
 

@@ -24,10 +24,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::super::Server;
+use super::super::{Server, serve_each};
 
 /// What Prometheus asks for since 2.5.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -69,24 +68,19 @@ impl Metrics {
     /// Answers for ever. Dropping the future ends its connections.
     pub async fn serve(self) {
         let registry = Arc::new(self.registry);
-        let mut connections = JoinSet::new();
-        loop {
-            tokio::select! {
-                Ok((stream, _)) = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => {
-                    let registry = registry.clone();
-                    let service = service_fn(move |request| {
-                        let response = answer(&request, &registry);
-                        async { Ok::<_, Infallible>(response) }
-                    });
-                    connections.spawn(timeout(DEADLINE, async move {
-                        let http = http1::Builder::new().timer(TokioTimer::new()).keep_alive(false).to_owned();
-                        // Whoever asked may be gone.
-                        http.serve_connection(TokioIo::new(stream), service).await.ok()
-                    }));
-                }
-                Some(_) = connections.join_next() => (),
+        serve_each(self.listener, MAX_CONNECTIONS, |stream| {
+            let registry = registry.clone();
+            let service = service_fn(move |request| {
+                let response = answer(&request, &registry);
+                async { Ok::<_, Infallible>(response) }
+            });
+            async {
+                let http = http1::Builder::new().timer(TokioTimer::new()).keep_alive(false).to_owned();
+                // Whoever asked may be gone.
+                let _ = timeout(DEADLINE, http.serve_connection(TokioIo::new(stream), service)).await;
             }
-        }
+        })
+        .await;
     }
 }
 

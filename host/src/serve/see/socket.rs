@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::super::message::{receive, send};
-use super::super::{Activity, Endpoint, Listener, Server};
+use super::super::{Activity, BoxStream, Endpoint, Listener, Server, serve_each};
 use super::stats::{Kind, ServerStats};
 use crate::store::Trace;
 
@@ -23,6 +23,9 @@ const NAME: &str = "see";
 /// What is left of a VM that was started to stay.
 const KEPT_STATS: &str = "stats.json";
 const KEPT_TRACE: &str = "trace";
+
+/// Questions at a time.
+const MAX_CONNECTIONS: usize = 64;
 
 /// How long a process may take to answer: it does at once, unless it hangs or is stopped.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -96,25 +99,24 @@ impl Reporter {
     }
 
     /// Answers for ever. Dropping the future ends its connections.
-    pub async fn serve(self, mut listener: Listener) {
+    pub async fn serve(self, listener: Listener) {
         let this = Arc::new(self);
-        let mut connections = JoinSet::new();
-        loop {
-            tokio::select! {
-                Ok(mut stream) = listener.accept() => {
-                    let this = this.clone();
-                    connections.spawn(async move {
-                        let answer = match receive(&mut stream).await? {
-                            Question::Stats => Answer::Stats(this.stats()),
-                            Question::Trace(session) => Answer::Trace(this.trace(session)),
-                        };
-                        send(&mut stream, &answer).await
-                    });
-                }
+        serve_each(listener, MAX_CONNECTIONS, |mut stream| {
+            let this = this.clone();
+            async move {
                 // Whoever asked may be gone by now.
-                Some(_) = connections.join_next() => (),
+                let _ = this.answer(&mut stream).await;
             }
-        }
+        })
+        .await;
+    }
+
+    async fn answer(&self, stream: &mut BoxStream) -> Result<()> {
+        let answer = match receive(stream).await? {
+            Question::Stats => Answer::Stats(self.stats()),
+            Question::Trace(session) => Answer::Trace(self.trace(session)),
+        };
+        send(stream, &answer).await
     }
 }
 

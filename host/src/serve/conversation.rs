@@ -1,0 +1,75 @@
+//! The two halves of a session's stream: requests come in, replies go out, in any order and from any task.
+
+use std::fmt::Display;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazyroot_proto::frame::FrameError;
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::timeout;
+
+use super::wire::read_request;
+use super::{BoxStream, write_frame};
+
+/// How long the other end may take to make room for a reply. One that is paused for longer loses its connection, and
+/// asks again on a new one.
+const WRITE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The receiving half.
+pub(super) struct Requests {
+    reader: ReadHalf<BoxStream>,
+    outbox: Arc<Outbox>,
+}
+
+/// The sending half.
+pub(super) struct Outbox {
+    writer: Mutex<WriteHalf<BoxStream>>,
+    /// Told when a reply could not be sent.
+    broken: Notify,
+}
+
+/// Takes a stream apart.
+pub(super) fn split(stream: BoxStream) -> (Requests, Arc<Outbox>) {
+    let (reader, writer) = tokio::io::split(stream);
+    let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
+    (Requests { reader, outbox: outbox.clone() }, outbox)
+}
+
+impl Requests {
+    /// The next request and its tag; none when the other end is gone, takes no replies any more, or sends what
+    /// `decode` does not understand, which is logged with the words in `about`.
+    pub(super) async fn next<T>(
+        &mut self,
+        decode: fn(u8, &[u8]) -> Result<T, FrameError>,
+        about: &impl Display,
+    ) -> Option<(u64, T)> {
+        let (header, payload) = tokio::select! {
+            frame = read_request(&mut self.reader) => frame.ok()?,
+            () = self.outbox.broken.notified() => return None,
+        };
+        match decode(header.kind, &payload) {
+            Ok(request) => Some((header.tag, request)),
+            Err(error) => {
+                tracing::warn!("ended a session {about}: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl Outbox {
+    /// Sends whole frames.
+    ///
+    /// # Errors
+    /// If they cannot be sent, or not in time; the session then ends.
+    pub(super) async fn send(&self, frames: &[u8]) -> io::Result<()> {
+        let write = async { write_frame(&mut *self.writer.lock().await, frames).await };
+        let sent = timeout(WRITE_DEADLINE, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if sent.is_err() {
+            self.broken.notify_one();
+        }
+        sent
+    }
+}
