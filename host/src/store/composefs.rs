@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::checked::Stamp;
 use super::files::remove_if_there;
 use super::gc::{Collect, Streams};
-use super::import::{Imported, Source};
+use super::import::{Import, Imported, Source};
 use super::name::ImageName;
 use super::podman::{self, SideBySide};
 use super::progress::Progress;
@@ -50,20 +50,140 @@ pub(super) fn create(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Imports from anywhere, see [`super::import::import`].
-pub(super) fn import(
-    store: &Store,
-    from: &Source,
-    name: &ImageName,
-    rehash: Rehash,
-    progress: &Progress,
-) -> Result<Imported> {
-    check(from)?;
-    let imported = match store.algorithm() {
-        Algorithm::Sha256 => import_with::<Sha256HashValue>(store, from, name, rehash, progress),
-        Algorithm::Sha512 => import_with::<Sha512HashValue>(store, from, name, rehash, progress),
-    };
-    imported.map_err(|error| explain(error, store)).with_context(|| format!("cannot import {from}"))
+impl Import<'_> {
+    /// Brings all of an image but its name into the store, and to the disk.
+    pub(super) fn run(self, name: &ImageName) -> Result<Imported> {
+        check(self.from)?;
+        self.explained(match self.store.algorithm() {
+            Algorithm::Sha256 => self.run_with::<Sha256HashValue>(name),
+            Algorithm::Sha512 => self.run_with::<Sha512HashValue>(name),
+        })
+    }
+
+    /// Brings the objects of an image that are missing into the store again, from where it came from, and names
+    /// nothing. The image that is there now: another one if the source has changed.
+    pub(super) fn repair(self, names: &[String]) -> Result<ObjectId> {
+        check(self.from)?;
+        self.explained(match self.store.algorithm() {
+            Algorithm::Sha256 => self.repair_with::<Sha256HashValue>(names),
+            Algorithm::Sha512 => self.repair_with::<Sha512HashValue>(names),
+        })
+    }
+
+    fn explained<T>(self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| explain(error, self.store)).with_context(|| format!("cannot import {}", self.from))
+    }
+
+    fn repair_with<Hash: FsVerityHashValue>(self, names: &[String]) -> Result<ObjectId> {
+        let repository = self.repository::<Hash>()?;
+        names.iter().try_for_each(|name| forget_layers(&repository, name))?;
+        let imported = self.once(&repository, None)?;
+        repository.sync()?;
+        Ok(imported.id)
+    }
+
+    fn run_with<Hash: FsVerityHashValue>(self, name: &ImageName) -> Result<Imported> {
+        let Self { store, progress, .. } = self;
+        let repository = self.repository::<Hash>()?;
+        let begin = Stamp::of(&tempfile::tempfile_in(store.temporary_dir()?)?.metadata()?);
+        let mut imported = self.once(&repository, Some(name))?;
+        // An import takes an object that is there for a good one. One that is not (cut short by a full disk or a
+        // crash, changed through a link that another program has) is taken away here and imported again.
+        let mut state = check_import(store, &imported.id, &begin, self.rehash, progress)?;
+        if !state.damaged.is_empty() {
+            tracing::warn!("{} objects of the store are damaged; importing them again", state.damaged.len());
+            for id in &state.damaged {
+                remove_if_there(&store.path().join("objects").join(id.object_path()))?;
+            }
+            forget_layers(&repository, name.as_str())?;
+            imported = self.once(&repository, Some(name))?;
+            state = check_import(store, &imported.id, &begin, Rehash::Changed, progress)?;
+            if let Some(id) = state.damaged.first() {
+                bail!("object {id} is damaged in the source too");
+            }
+        }
+        if !state.as_before {
+            let step = progress.step("writing to disk".to_owned());
+            repository.sync()?;
+            step.finish_and_clear();
+            if let Err(error) = store.remember_checked(&imported.id, &state.stamps) {
+                tracing::debug!("what was checked is not remembered: {error:#}");
+            }
+        }
+        Ok(imported)
+    }
+
+    /// The store's repository, if it can be written.
+    fn repository<Hash: FsVerityHashValue>(self) -> Result<Arc<Repository<Hash>>> {
+        let repository = Arc::new(Repository::open_path(CWD, self.store.path())?);
+        repository.ensure_writable()?;
+        Ok(repository)
+    }
+
+    fn once<Hash: FsVerityHashValue>(
+        self,
+        repository: &Arc<Repository<Hash>>,
+        name: Option<&ImageName>,
+    ) -> Result<Imported> {
+        let Self { store, progress, .. } = self;
+        match self.from {
+            Source::Directory(path) => self.directory(repository, path),
+            Source::ContainersStorage { root, image } => {
+                let reference = format!("containers-storage:{image}");
+                // Rootless, composefs finds the storage itself, and copies what it cannot share.
+                let storage = match root {
+                    Some(root) => Some(root.clone()),
+                    None if rustix::process::geteuid().is_root() && std::env::var_os("STORAGE_OPTS").is_none() => {
+                        podman::storage_root()
+                    }
+                    None => None,
+                };
+                let both = storage.as_deref().and_then(|storage| SideBySide::new(store.path(), storage));
+                match &both {
+                    Some(SideBySide { repository, storage, .. }) => {
+                        let repository = Arc::new(Repository::<Hash>::open_path(CWD, repository)?);
+                        block_on(|| import_oci(&repository, &reference, Some(storage), name, progress))?
+                    }
+                    None => block_on(|| import_oci(repository, &reference, storage.as_deref(), name, progress))?,
+                }
+            }
+            from => {
+                let reference = from.to_string();
+                block_on(|| import_oci(repository, &reference, None, name, progress))?
+            }
+        }
+    }
+
+    fn directory<Hash: FsVerityHashValue>(self, repository: &Arc<Repository<Hash>>, path: &Path) -> Result<Imported> {
+        let bar = self.progress.bytes(format!("importing {}", path.display()), None);
+        // composefs follows no symbolic link to the root.
+        let path = path.canonicalize()?;
+        let seen = match self.rehash {
+            Rehash::Changed => Seen::load(&self.store.files, &path, self.store.algorithm()),
+            Rehash::All => Seen::forgotten(&path, self.store.algorithm()),
+        };
+        let objects = Arc::new(FolderObjects {
+            repository: repository.clone(),
+            source: self.store.source.clone(),
+            seen,
+            bar: bar.clone(),
+        });
+        // Neither filtered nor made canonical, the root included: the image is this tree, nothing less.
+        let options = ReadFilesystemOpts {
+            store: Some(objects.clone() as Arc<dyn ObjectStore<Hash>>),
+            hardlinks: HardlinkBehavior::Tracked,
+            ..ReadFilesystemOpts::default()
+        };
+        let root = rustix::fs::open("/", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let tree = block_on(|| read_filesystem_with_opts(root, path, options))??;
+        bar.set_message("writing the manifest");
+        let id = tree.commit_image(repository, None)?;
+        bar.finish_and_clear();
+        if let Err(error) = objects.seen.save(&self.store.files) {
+            tracing::debug!("the next import of this folder reads all of it: {error}");
+        }
+        Ok(Imported { id: object_id(&id), config: None })
+    }
 }
 
 /// Forgets the OCI image that a name stands for, which would keep the image's objects from garbage collection.
@@ -189,105 +309,6 @@ fn check(from: &Source) -> Result<()> {
     Ok(())
 }
 
-/// Brings the objects of an image that are missing into the store again, from where it came from, and names nothing.
-/// The image that is there now: another one if the source has changed.
-pub(super) fn repair(store: &Store, from: &Source, names: &[String], progress: &Progress) -> Result<ObjectId> {
-    check(from)?;
-    let repaired = match store.algorithm() {
-        Algorithm::Sha256 => repair_with::<Sha256HashValue>(store, from, names, progress),
-        Algorithm::Sha512 => repair_with::<Sha512HashValue>(store, from, names, progress),
-    };
-    repaired.map_err(|error| explain(error, store)).with_context(|| format!("cannot import {from}"))
-}
-
-fn repair_with<Hash: FsVerityHashValue>(
-    store: &Store,
-    from: &Source,
-    names: &[String],
-    progress: &Progress,
-) -> Result<ObjectId> {
-    let repository = Arc::new(Repository::<Hash>::open_path(CWD, store.path())?);
-    repository.ensure_writable()?;
-    names.iter().try_for_each(|name| forget_layers(&repository, name))?;
-    let imported = import_once(&repository, store, from, None, Rehash::Changed, progress)?;
-    repository.sync()?;
-    Ok(imported.id)
-}
-
-fn import_with<Hash: FsVerityHashValue>(
-    store: &Store,
-    from: &Source,
-    name: &ImageName,
-    rehash: Rehash,
-    progress: &Progress,
-) -> Result<Imported> {
-    let repository = Arc::new(Repository::<Hash>::open_path(CWD, store.path())?);
-    repository.ensure_writable()?;
-    let begin = Stamp::of(&tempfile::tempfile_in(store.temporary_dir()?)?.metadata()?);
-    let once = || import_once(&repository, store, from, Some(name), rehash, progress);
-    let mut imported = once()?;
-    // An import takes an object that is there for a good one. One that is not (cut short by a full disk or a crash,
-    // changed through a link that another program has) is taken away here and imported again.
-    let mut state = check_import(store, &imported.id, &begin, rehash, progress)?;
-    if !state.damaged.is_empty() {
-        tracing::warn!("{} objects of the store are damaged; importing them again", state.damaged.len());
-        for id in &state.damaged {
-            remove_if_there(&store.path().join("objects").join(id.object_path()))?;
-        }
-        forget_layers(&repository, name.as_str())?;
-        imported = once()?;
-        state = check_import(store, &imported.id, &begin, Rehash::Changed, progress)?;
-        if let Some(id) = state.damaged.first() {
-            bail!("object {id} is damaged in the source too");
-        }
-    }
-    if !state.as_before {
-        let step = progress.step("writing to disk".to_owned());
-        repository.sync()?;
-        step.finish_and_clear();
-        if let Err(error) = store.remember_checked(&imported.id, &state.stamps) {
-            tracing::debug!("what was checked is not remembered: {error:#}");
-        }
-    }
-    Ok(imported)
-}
-
-fn import_once<Hash: FsVerityHashValue>(
-    repository: &Arc<Repository<Hash>>,
-    store: &Store,
-    from: &Source,
-    name: Option<&ImageName>,
-    rehash: Rehash,
-    progress: &Progress,
-) -> Result<Imported> {
-    let reference = match from {
-        Source::ContainersStorage { image, .. } => format!("containers-storage:{image}"),
-        from => from.to_string(),
-    };
-    match from {
-        Source::Directory(path) => import_directory(repository, store, path, rehash, progress),
-        Source::ContainersStorage { root, .. } => {
-            // Rootless, composefs finds the storage itself, and copies what it cannot share.
-            let storage = match root {
-                Some(root) => Some(root.clone()),
-                None if rustix::process::geteuid().is_root() && std::env::var_os("STORAGE_OPTS").is_none() => {
-                    podman::storage_root()
-                }
-                None => None,
-            };
-            let both = storage.as_deref().and_then(|storage| SideBySide::new(store.path(), storage));
-            match &both {
-                Some(SideBySide { repository, storage, .. }) => {
-                    let repository = Arc::new(Repository::<Hash>::open_path(CWD, repository)?);
-                    block_on(|| import_oci(&repository, &reference, Some(storage), name, progress))?
-                }
-                None => block_on(|| import_oci(repository, &reference, storage.as_deref(), name, progress))?,
-            }
-        }
-        _ => block_on(|| import_oci(repository, &reference, None, name, progress))?,
-    }
-}
-
 /// Runs a future to its end on threads of its own, so that callers may be asynchronous or not.
 fn block_on<T: Send, F: Future<Output = T>>(work: impl FnOnce() -> F + Send) -> Result<T> {
     let threads = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_THREADS);
@@ -298,43 +319,6 @@ fn block_on<T: Send, F: Future<Output = T>>(work: impl FnOnce() -> F + Send) -> 
         });
         thread.join().map_err(|_| anyhow!("the import failed in a way that is a bug: please report it"))?
     })
-}
-
-fn import_directory<Hash: FsVerityHashValue>(
-    repository: &Arc<Repository<Hash>>,
-    store: &Store,
-    path: &Path,
-    rehash: Rehash,
-    progress: &Progress,
-) -> Result<Imported> {
-    let bar = progress.bytes(format!("importing {}", path.display()), None);
-    // composefs follows no symbolic link to the root.
-    let path = path.canonicalize()?;
-    let seen = match rehash {
-        Rehash::Changed => Seen::load(&store.files, &path, store.algorithm()),
-        Rehash::All => Seen::forgotten(&path, store.algorithm()),
-    };
-    let objects = Arc::new(FolderObjects {
-        repository: repository.clone(),
-        source: store.source.clone(),
-        seen,
-        bar: bar.clone(),
-    });
-    // Neither filtered nor made canonical, the root included: the image is this tree, nothing less.
-    let options = ReadFilesystemOpts {
-        store: Some(objects.clone() as Arc<dyn ObjectStore<Hash>>),
-        hardlinks: HardlinkBehavior::Tracked,
-        ..ReadFilesystemOpts::default()
-    };
-    let root = rustix::fs::open("/", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let tree = block_on(|| read_filesystem_with_opts(root, path, options))??;
-    bar.set_message("writing the manifest");
-    let id = tree.commit_image(repository, None)?;
-    bar.finish_and_clear();
-    if let Err(error) = objects.seen.save(&store.files) {
-        tracing::debug!("the next import of this folder reads all of it: {error}");
-    }
-    Ok(Imported { id: object_id(&id), config: None })
 }
 
 async fn import_oci<Hash: FsVerityHashValue>(

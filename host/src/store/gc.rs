@@ -15,7 +15,7 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
-use super::import;
+use super::composefs;
 use super::index;
 use super::repo::Store;
 
@@ -59,7 +59,7 @@ impl Store {
     /// If the store cannot be read or written, or it cannot be told what a named image needs, since its manifest is
     /// damaged; nothing is removed then.
     pub fn collect(&self, how: Collect) -> Result<Collected> {
-        import::locked_for_collection(self, how, |streams| Collection::new(self, how, streams)?.run())
+        composefs::locked_for_collection(self, how, |streams| Collection::new(self, how, streams)?.run())
     }
 }
 

@@ -4,19 +4,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::Result;
 use lazyroot_proto::ObjectId;
 
 use super::name::ImageName;
 use super::progress::Progress;
 use super::repo::{Rehash, Store};
-
-#[cfg(target_os = "linux")]
-pub(super) use super::composefs::forget_name;
-#[cfg(target_os = "linux")]
-use super::composefs::import as import_here;
-#[cfg(target_os = "linux")]
-pub(super) use super::composefs::{locked_for_collection, repair};
 
 /// Where an image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,53 +167,21 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
     }
 }
 
+/// An import: into what, from where, and how. What it does is in [`super::composefs`].
+#[derive(Clone, Copy)]
+pub(super) struct Import<'a> {
+    pub(super) store: &'a Store,
+    pub(super) from: &'a Source,
+    pub(super) rehash: Rehash,
+    pub(super) progress: &'a Progress,
+}
+
 /// What an import brought.
 pub(super) struct Imported {
     /// The manifest's digest.
     pub(super) id: ObjectId,
     /// The OCI configuration, if the source has one.
     pub(super) config: Option<Vec<u8>>,
-}
-
-/// Brings all of an image but its name into the store, and to the disk.
-pub(super) fn import(
-    store: &Store,
-    from: &Source,
-    name: &ImageName,
-    rehash: Rehash,
-    progress: &Progress,
-) -> Result<Imported> {
-    import_here(store, from, name, rehash, progress)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn import_here(
-    _store: &Store,
-    from: &Source,
-    _name: &ImageName,
-    _rehash: Rehash,
-    _progress: &Progress,
-) -> Result<Imported> {
-    anyhow::bail!("cannot import {from}: importing needs Linux, for example the podman machine")
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(super) fn repair(_store: &Store, from: &Source, _names: &[String], _progress: &Progress) -> Result<ObjectId> {
-    anyhow::bail!("cannot import {from}: importing needs Linux, for example the podman machine")
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(super) fn locked_for_collection<T>(
-    _store: &Store,
-    _how: super::gc::Collect,
-    _collect: impl FnOnce(super::gc::Streams) -> Result<T>,
-) -> Result<T> {
-    anyhow::bail!("garbage is collected on Linux, for example in the podman machine")
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(super) fn forget_name(_store: &Store, _name: &str) -> Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@ mod chain;
 mod checked;
 #[cfg(target_os = "linux")]
 mod composefs;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_composefs.rs"]
+mod composefs;
 mod config;
 mod content;
 mod copy_out;

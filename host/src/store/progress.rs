@@ -6,13 +6,10 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Where progress is shown.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub struct Progress {
     bars: MultiProgress,
 }
 
-// Who shows progress works on a composefs repository, which needs Linux.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 impl Progress {
     /// Bars on stderr if it is a terminal, otherwise nothing.
     pub fn stderr() -> Self {
@@ -40,7 +37,8 @@ impl Progress {
         }
     }
 
-    /// A line for a step of unknown length.
+    /// A line for a step of unknown length. Only imports have one.
+    #[cfg(target_os = "linux")]
     pub(super) fn step(&self, what: String) -> ProgressBar {
         self.bar(ProgressBar::no_length(), "{spinner} {msg}", what)
     }

@@ -16,11 +16,12 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::chain::Chain;
+use super::composefs;
 use super::config::ImageConfig;
 use super::elsewhere::Elsewhere;
 use super::files::{Files, remove_if_there};
 use super::image::{Image, ImageSummary};
-use super::import::{self, Source};
+use super::import::{Import, Source};
 use super::index::{self, ImageIndex};
 use super::manifest::Tree;
 use super::name::ImageName;
@@ -126,7 +127,7 @@ impl Store {
         let meta_path = path.join("meta.json");
         let meta = match fs::read(&meta_path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && is_vacant(&path)? => {
-                create(&path).with_context(|| format!("cannot make a store at {}", path.display()))?;
+                composefs::create(&path).with_context(|| format!("cannot make a store at {}", path.display()))?;
                 fs::read(&meta_path)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -322,7 +323,7 @@ impl Store {
             self.ensure_unused(&id)?;
         }
         for name in &names {
-            import::forget_name(self, name)?;
+            composefs::forget_name(self, name)?;
             remove_if_there(&self.name_path(name))?;
             self.files.remove(&format!("refs/{name}"))?;
         }
@@ -382,7 +383,7 @@ impl Store {
         // Until the image has a name, garbage collection would take it.
         let _lock = self.lock()?;
         self.files.sweep();
-        let imported = import::import(self, from, &name, rehash, progress)?;
+        let imported = Import { store: self, from, rehash, progress }.run(&name)?;
         let id = imported.id;
         let hex = id.to_hex();
         self.index(&id)?;
@@ -612,21 +613,4 @@ fn is_vacant(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error).with_context(|| format!("cannot look into {}", path.display())),
     }
-}
-
-#[cfg(target_os = "linux")]
-fn create(path: &Path) -> Result<()> {
-    super::composefs::create(path)
-}
-
-/// Makes an empty repository as composefs would. Nothing is imported into it here; images come from upstreams.
-#[cfg(not(target_os = "linux"))]
-fn create(path: &Path) -> Result<()> {
-    use std::io::Write;
-    const META: &str = r#"{"version":1,"algorithm":"fsverity-sha256-12","features":{"compatible":[],"read-only-compatible":["v1_erofs"],"incompatible":[]},"erofs_formats":{"default":1}}"#;
-    crate::home::private_dir(path)?;
-    let mut meta = tempfile::NamedTempFile::new_in(path)?;
-    meta.write_all(META.as_bytes())?;
-    meta.persist(path.join("meta.json"))?;
-    Ok(())
 }

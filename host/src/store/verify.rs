@@ -11,9 +11,9 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
-use super::import::{self, Source};
+use super::import::{Import, Source};
 use super::progress::Progress;
-use super::repo::Store;
+use super::repo::{Rehash, Store};
 use super::source::ObjectError;
 
 /// An object that is not what its name says.
@@ -136,7 +136,7 @@ impl Store {
         for id in damaged {
             let _ = fs::rename(object(id), aside.path().join(id.to_hex()));
         }
-        let imported = import::repair(self, &source, &names, progress);
+        let imported = Import { store: self, from: &source, rehash: Rehash::Changed, progress }.repair(&names);
         for id in damaged {
             if !object(id).exists() {
                 let _ = fs::rename(aside.path().join(id.to_hex()), object(id));

@@ -1,0 +1,51 @@
+//! What takes the place of `composefs.rs` where that cannot be: composefs repositories are written on Linux alone.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use lazyroot_proto::ObjectId;
+
+use super::gc::{Collect, Streams};
+use super::import::{Import, Imported};
+use super::name::ImageName;
+use super::repo::Store;
+
+/// A repository of SHA-256, as composefs describes it.
+const META: &str = r#"{"version":1,"algorithm":"fsverity-sha256-12","features":{"compatible":[],"read-only-compatible":["v1_erofs"],"incompatible":[]},"erofs_formats":{"default":1}}"#;
+
+/// Makes an empty repository as composefs would. Nothing is imported into it here; images come from upstreams.
+pub(super) fn create(path: &Path) -> Result<()> {
+    crate::home::private_dir(path)?;
+    let mut meta = tempfile::NamedTempFile::new_in(path)?;
+    meta.write_all(META.as_bytes())?;
+    meta.persist(path.join("meta.json"))?;
+    Ok(())
+}
+
+impl Import<'_> {
+    pub(super) fn run(self, _name: &ImageName) -> Result<Imported> {
+        self.refuse()
+    }
+
+    pub(super) fn repair(self, _names: &[String]) -> Result<ObjectId> {
+        self.refuse()
+    }
+
+    fn refuse<T>(self) -> Result<T> {
+        let Self { store: _store, from, rehash: _rehash, progress: _progress } = self;
+        bail!("cannot import {from}: importing needs Linux, for example the podman machine")
+    }
+}
+
+pub(super) fn locked_for_collection<T>(
+    _store: &Store,
+    _how: Collect,
+    _collect: impl FnOnce(Streams) -> Result<T>,
+) -> Result<T> {
+    bail!("garbage is collected on Linux, for example in the podman machine")
+}
+
+pub(super) fn forget_name(_store: &Store, _name: &str) -> Result<()> {
+    Ok(())
+}
