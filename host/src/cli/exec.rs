@@ -22,20 +22,27 @@ pub struct ExecArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
-    /// Set a variable in the command's environment; NAME alone takes it from here
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-    /// Folder to start the command in
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<String>,
-    /// User to run the command as: name or number, with an optional :group
-    #[arg(short, long)]
-    user: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
     /// Name or id of the VM
     vm: String,
     /// Command to run, and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<std::ffi::OsString>,
+}
+
+/// How a command is started, whatever it is started in.
+#[derive(clap::Args)]
+pub struct ProcessArgs {
+    /// Set a variable in the command's environment; NAME alone takes it from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Folder to start the command in
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User to run the command as: name or number, with an optional :group
+    #[arg(short, long)]
+    pub user: Option<String>,
 }
 
 /// Open a shell in a running VM
@@ -54,11 +61,11 @@ const SHELLS: &[&[&str]] = &[&["/bin/bash", "-l"], &["/bin/sh", "-l"], &["/bin/b
 /// Runs a command.
 pub fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
     let vm = find_running(context, &args.vm)?;
-    let mut request = request(&vm, args.command.into_iter().map(OsStringExt::into_vec).collect(), args.user);
-    if let Some(workdir) = args.workdir {
+    let mut request = request(&vm, args.command.into_iter().map(OsStringExt::into_vec).collect(), args.process.user);
+    if let Some(workdir) = args.process.workdir {
         request.workdir = workdir.into();
     }
-    request.env.extend(variables(&args.env));
+    request.env.extend(variables(&args.process.env));
     let input = if args.interactive || args.tty { exec::Input::Ours } else { exec::Input::Nothing };
     if args.tty {
         give_terminal(&mut request, exec::window().context("-t needs a terminal on standard input")?);

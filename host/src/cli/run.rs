@@ -11,7 +11,7 @@ use lazyroot_proto::boot::INITS;
 use lazyroot_proto::exec::Exec;
 use tokio::runtime::Runtime;
 
-use super::exec::{give_terminal, variables};
+use super::exec::{ProcessArgs, give_terminal, variables};
 use super::logs::OWN_LOG;
 use super::{Context, background};
 use crate::serve::ProfileUse;
@@ -54,15 +54,8 @@ pub struct RunArgs {
     /// Kernel to boot: a release from 'lazyroot kernel ls' (default: the image's own, else the newest)
     #[arg(long, value_name = "RELEASE")]
     kernel: Option<String>,
-    /// Set a variable in the command's environment; NAME alone takes it from here
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-    /// Folder to start the command in
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<String>,
-    /// User to run the command as: name or number, with an optional :group
-    #[arg(short, long)]
-    user: Option<String>,
+    #[command(flatten)]
+    process: ProcessArgs,
     /// Name of the VM, also its host name
     #[arg(long)]
     name: Option<String>,
@@ -259,7 +252,8 @@ fn command(args: &RunArgs, image: &Image) -> Result<Option<Exec>> {
     } else {
         let tree = image.tree()?;
         if INITS.iter().any(|init| tree.exists(init)) {
-            if args.tty || args.user.is_some() || args.workdir.is_some() || !args.env.is_empty() {
+            let ProcessArgs { env, workdir, user } = &args.process;
+            if args.tty || user.is_some() || workdir.is_some() || !env.is_empty() {
                 bail!("--tty, --user, --workdir and --env are for a command: give one after --");
             }
             return Ok(None);
@@ -272,9 +266,9 @@ fn command(args: &RunArgs, image: &Image) -> Result<Option<Exec>> {
         (argv, !args.detach && exec::on_terminal())
     };
     let mut env = bytes(&config.env);
-    env.extend(variables(&args.env));
-    let workdir = args.workdir.clone().unwrap_or(config.working_dir);
-    let user = args.user.clone().unwrap_or(config.user);
+    env.extend(variables(&args.process.env));
+    let workdir = args.process.workdir.clone().unwrap_or(config.working_dir);
+    let user = args.process.user.clone().unwrap_or(config.user);
     let mut request = Exec { argv, env, workdir: workdir.into(), user: user.into(), terminal: None };
     if args.tty || own_terminal {
         give_terminal(&mut request, exec::window().context("-t needs a terminal on standard input")?);
