@@ -8,18 +8,32 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crate::lazyroot::Lazyroot;
 use crate::rootfs;
 
-/// One home with the kernel and the Debian image for the tests that run at a time: importing is not what they are
-/// about. It goes with the last of them.
+/// A home that the tests that run at a time share: importing is not what they are about. It goes with the last of them.
+pub struct Shared(Mutex<Weak<Lazyroot>>);
+
+impl Shared {
+    /// None yet.
+    pub const fn empty() -> Self {
+        Self(Mutex::new(Weak::new()))
+    }
+
+    /// The home, filled by the first who asks.
+    pub fn get(&self, fill: impl FnOnce(&Lazyroot)) -> Arc<Lazyroot> {
+        let mut home = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        home.upgrade().unwrap_or_else(|| {
+            let lazyroot = Arc::new(Lazyroot::default());
+            lazyroot.import_kernel();
+            fill(&lazyroot);
+            *home = Arc::downgrade(&lazyroot);
+            lazyroot
+        })
+    }
+}
+
+/// A home with the kernel and the Debian image.
 pub fn debian() -> Arc<Lazyroot> {
-    static HOME: Mutex<Weak<Lazyroot>> = Mutex::new(Weak::new());
-    let mut home = HOME.lock().unwrap_or_else(PoisonError::into_inner);
-    home.upgrade().unwrap_or_else(|| {
-        let lazyroot = Arc::new(Lazyroot::default());
-        lazyroot.import_kernel();
-        lazyroot.import(&rootfs(), "debian");
-        *home = Arc::downgrade(&lazyroot);
-        lazyroot
-    })
+    static HOME: Shared = Shared::empty();
+    HOME.get(|lazyroot| lazyroot.import(&rootfs(), "debian"))
 }
 
 /// A root with no init and nothing of Debian's layout but one static program.

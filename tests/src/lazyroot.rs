@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -86,6 +88,15 @@ impl Lazyroot {
             environment.split(|byte| *byte == 0).any(|variable| variable == mark)
         })
         .collect()
+    }
+
+    /// Asserts that [`Lazyroot::processes`] end, soon. They may be slow on a busy machine; they may not stay.
+    pub fn assert_nothing_runs(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.processes().is_empty() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(self.processes(), [0u32; 0], "no process is left");
     }
 
     /// Mounts an image at a fresh folder.

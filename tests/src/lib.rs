@@ -4,6 +4,7 @@
 pub mod awkward;
 pub mod bench;
 pub mod data;
+pub mod frames;
 pub mod images;
 pub mod lazyroot;
 pub mod s3;
@@ -26,6 +27,11 @@ pub fn given(name: &str) -> PathBuf {
 /// A real Debian root, made by `make test` with mmdebstrap.
 pub fn rootfs() -> PathBuf {
     given("LAZYROOT_TEST_ROOTFS")
+}
+
+/// What a program said.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Debian's cloud kernel package, downloaded by `make test`.

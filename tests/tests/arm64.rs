@@ -5,23 +5,19 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
+use lazyroot_tests::images::Shared;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::{given, rootfs};
 
-/// One home with both architectures' kernels and images, for the tests that run at a time.
+/// A home with both architectures' kernels and images.
 fn home() -> Arc<Lazyroot> {
-    static HOME: Mutex<Weak<Lazyroot>> = Mutex::new(Weak::new());
-    let mut home = HOME.lock().unwrap_or_else(PoisonError::into_inner);
-    home.upgrade().unwrap_or_else(|| {
-        let lazyroot = Arc::new(Lazyroot::default());
-        lazyroot.import_kernel();
+    static HOME: Shared = Shared::empty();
+    HOME.get(|lazyroot| {
         lazyroot.ok(["kernel", "import", &kernel_deb().to_string_lossy()]);
         lazyroot.import(&rootfs(), "native");
         lazyroot.import(&given("LAZYROOT_TEST_ARM64_ROOTFS"), "arm64");
-        *home = Arc::downgrade(&lazyroot);
-        lazyroot
     })
 }
 

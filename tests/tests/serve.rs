@@ -1,12 +1,13 @@
 //! Promises about `lazyroot serve`, to guests that behave and to those that do not, on real sockets.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use lazyroot_proto::frame::{DEFAULT_PORT, ErrorCode, FromHost, HEADER, Header, Hello, MAX_READ, Request, Role};
+use lazyroot_proto::frame::{DEFAULT_PORT, ErrorCode, FromHost, Header, Hello, MAX_READ, Request, Role};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
+use lazyroot_tests::frames::next;
 use lazyroot_tests::lazyroot::{Lazyroot, Server};
 
 /// Longer than any answer takes, shorter than the server's patience with a guest that does not read.
@@ -28,15 +29,6 @@ fn connect(server: &Server, role: Role) -> UnixStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(&Request::Hello(Hello { role }).encode(0)).unwrap();
     stream
-}
-
-fn next(stream: &mut UnixStream) -> std::io::Result<(Header, Vec<u8>)> {
-    let mut header = [0; HEADER];
-    stream.read_exact(&mut header)?;
-    let header = Header::decode(&header).unwrap();
-    let mut payload = vec![0; header.len as usize];
-    stream.read_exact(&mut payload)?;
-    Ok((header, payload))
 }
 
 fn assert_answers(stream: &mut UnixStream, object: ObjectId) {

@@ -551,9 +551,12 @@ impl Drop for Unmount<'_> {
 #[test]
 fn an_interrupted_import_leaves_nothing_behind() {
     let (lazyroot, source) = (Lazyroot::default(), temporary());
-    for i in 0..6000u32 {
+    for i in 0..600u32 {
         fs::write(source.path().join(i.to_string()), [&i.to_le_bytes()[..], &pattern(20_000)].concat()).unwrap();
     }
+    // However late the signal comes, this one is not read to its end by then. It takes no room until it is read.
+    let endless = source.path().join("endless");
+    fs::File::create(&endless).unwrap().set_len(16 << 30).unwrap();
     let dir = format!("dir:{}", source.path().display());
     let repository = lazyroot.home().join("repository");
     let mut child = lazyroot.command(["image", "import", &dir]).spawn().unwrap();
@@ -566,6 +569,7 @@ fn an_interrupted_import_leaves_nothing_behind() {
     assert!(!child.wait().unwrap().success());
     assert_no_leftovers(&repository);
     assert_eq!(lazyroot.ok(["image", "ls"]).lines().count(), 1, "no image yet");
+    fs::remove_file(endless).unwrap();
     let (id, _) = import(&lazyroot, &dir);
     tree::assert_same(source.path(), Mounted::new(&repository, &id).path());
 }

@@ -3,7 +3,7 @@
 //! Mounts need root; `make test` sees to it.
 
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -12,8 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lazyroot_proto::frame::{FromHost, HEADER, Header, Hello, Request, Role};
+use lazyroot_proto::frame::{FromHost, Hello, Request, Role};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
+use lazyroot_tests::frames::next;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::{data, given, rootfs, tree};
 use rustix::process::{Pid, Signal, kill_process};
@@ -316,15 +317,6 @@ fn guests_and_other_lazyroots_are_kept_apart() {
     let image = verity::digest(Algorithm::Sha256, b"any");
     assert!(refused(peer.socket(), Role::Data(image)));
     assert!(!refused(peer.socket(), Role::Peer));
-}
-
-fn next(stream: &mut UnixStream) -> std::io::Result<(Header, Vec<u8>)> {
-    let mut header = [0; HEADER];
-    stream.read_exact(&mut header)?;
-    let header = Header::decode(&header).unwrap();
-    let mut payload = vec![0; header.len as usize];
-    stream.read_exact(&mut payload)?;
-    Ok((header, payload))
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use lazyroot_tests::images::{debian, tiny_root};
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::rootfs;
+use lazyroot_tests::{rootfs, text};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -72,10 +72,6 @@ impl Drop for Vm<'_> {
     fn drop(&mut self) {
         self.lazyroot.run(["rm", "--force", &self.name]);
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn kill(pid: u32) {

@@ -6,27 +6,12 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread;
-use std::time::{Duration, Instant};
 
+use lazyroot_tests::images::debian;
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::{rootfs, vfkit};
+use lazyroot_tests::{rootfs, text, vfkit};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-
-/// One home with the kernel and the Debian image for the tests that run at a time.
-fn debian() -> Arc<Lazyroot> {
-    static HOME: Mutex<Weak<Lazyroot>> = Mutex::new(Weak::new());
-    let mut home = HOME.lock().unwrap_or_else(PoisonError::into_inner);
-    home.upgrade().unwrap_or_else(|| {
-        let lazyroot = Arc::new(Lazyroot::default());
-        lazyroot.import_kernel();
-        lazyroot.import(&rootfs(), "debian");
-        *home = Arc::downgrade(&lazyroot);
-        lazyroot
-    })
-}
 
 /// A `PATH` with a vfkit in front.
 struct Tools(TempDir);
@@ -67,21 +52,9 @@ impl Tools {
         let output = self.run(lazyroot, &["debian", "--", "true"]);
         let errors = text(&output.stderr);
         assert_eq!(output.status.code(), Some(125), "{errors}");
-        assert_nothing_left(lazyroot);
+        lazyroot.assert_nothing_runs();
         errors
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn assert_nothing_left(lazyroot: &Lazyroot) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !lazyroot.processes().is_empty() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!(lazyroot.processes(), [0u32; 0], "no process is left");
 }
 
 fn folders(lazyroot: &Lazyroot) -> usize {
@@ -163,7 +136,7 @@ fn killing_lazyroot_ends_vfkit() {
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_nothing_left(&lazyroot);
+    lazyroot.assert_nothing_runs();
 }
 
 #[test]
@@ -187,7 +160,7 @@ fn vfkit_dying_under_a_vm_is_said() {
     let errors = text(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{errors}");
     assert!(errors.contains("vfkit ended under the VM with signal: 9"), "{errors}");
-    assert_nothing_left(&lazyroot);
+    lazyroot.assert_nothing_runs();
     assert_eq!(folders(&lazyroot), 0);
 }
 
@@ -257,7 +230,7 @@ fn a_guest_s_network_is_that_of_a_gvproxy_which_ends_with_the_vm() {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{err}");
     assert!(out.contains("192.168.127.2/24"), "{out}{err}");
-    assert_nothing_left(&lazyroot);
+    lazyroot.assert_nothing_runs();
 
     let old = Tools::standin().with(
         "gvproxy",
@@ -267,6 +240,6 @@ fn a_guest_s_network_is_that_of_a_gvproxy_which_ends_with_the_vm() {
     assert!(["0.6.2", "0.7.0", "brew upgrade", "flag not defined"].iter().all(|word| error.contains(word)), "{error}");
     let error = text(&run(&Tools::standin()).stderr);
     assert!(["gvproxy", "brew install podman", "--net none"].iter().all(|word| error.contains(word)), "{error}");
-    assert_nothing_left(&lazyroot);
+    lazyroot.assert_nothing_runs();
     assert_eq!(folders(&lazyroot), 0);
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lazyroot_tests::images::{debian, tiny_root};
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::rootfs;
+use lazyroot_tests::{rootfs, text};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// `lazyroot run` with these options, image and command.
@@ -22,17 +22,9 @@ fn output(lazyroot: &Lazyroot, arguments: &[&str]) -> Output {
     run(lazyroot, arguments).stdin(Stdio::null()).output().expect("lazyroot starts")
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 /// Nothing of a VM is left: no process, no folder.
 fn assert_nothing_left(lazyroot: &Lazyroot) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !lazyroot.processes().is_empty() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!(lazyroot.processes(), [0u32; 0], "no process is left");
+    lazyroot.assert_nothing_runs();
     let left: Vec<_> =
         fs::read_dir(lazyroot.home().join("run/vm")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.is_empty(), "{left:?}");
