@@ -51,6 +51,31 @@ if [ -x "$tools/bin/virtiofsd" ]; then
     export LAZYROOT_VIRTIOFSD="$tools/bin/virtiofsd"
 fi
 
+# Makes a Debian tree in DIR/rootfs and fetches a kernel package to DIR, unless both are there. Both come from the
+# MIRROR. The same packages give the same image, and so the same digest.
+make_image() { # DIR SUITE KERNEL_PACKAGE [OPTION OF MMDEBSTRAP]...
+    place=$1 suite=$2 kernel=$3
+    shift 3
+    [ -e "$place/.done" ] && return
+    as_root rm -rf "$place"
+    mkdir -p "$place"
+    echo "making a Debian $suite image in $place ..." >&2
+    # A tar on the way because mmdebstrap clamps times only there: to the release day of trixie, but any day would do.
+    # Trees that are unpacked and no more have extract hooks alone. The hook's apt is set up for the suite and the
+    # architecture, whatever this machine runs.
+    # shellcheck disable=SC2016 # expanded by the hook's shell
+    as_root env SOURCE_DATE_EPOCH=1754697600 PLACE="$place" KERNEL="$kernel" mmdebstrap --quiet --format=tar "$@" \
+        --extract-hook='cd "$PLACE" && export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" &&
+            name=$(apt-cache depends "$KERNEL" | sed -n "s/^ *Depends: \(linux-image-[0-9].*\)/\1/p" | head -n 1) &&
+            apt-get -qq -o APT::Sandbox::User=root download "$name"' \
+        "$suite" "$place/rootfs.tar" "${MIRROR:-http://deb.debian.org/debian}"
+    mkdir "$place/rootfs"
+    as_root tar -xf "$place/rootfs.tar" -C "$place/rootfs" --numeric-owner --xattrs --xattrs-include='*'
+    rm -f "$place/rootfs.tar"
+    ls "$place"/linux-image-*.deb >/dev/null || fail "the kernel package was not downloaded"
+    touch "$place/.done"
+}
+
 # What tests and benchmarks work on.
 give_tests_their_inputs() {
     LAZYROOT_TEST_ROOTFS=$demo/rootfs
