@@ -11,7 +11,7 @@ PREFIX ?= /usr/local
 
 # Recipes share the package manager and cargo's locks: in parallel they would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help build guest-init run test test-arm64 check-macos bench bench-docs lint fuzz deny docs clean install image
+.PHONY: help build guest-init run test test-arm64 check-macos check-vfkit bench bench-docs lint fuzz deny docs clean install image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,10 @@ test-arm64: build image ## boot arm64 guests, emulated on other machines
 check-macos: ## type-check for macOS, warnings denied (LINK=link: link a program too)
 	@sh scripts/deps.sh macos
 	@sh scripts/check-macos.sh $(LINK)
+
+check-vfkit: ## vfkit's own parser reads our command lines: VFKIT_SOURCES=DIR; needs Go
+	@sh scripts/deps.sh build
+	@sh scripts/check-vfkit.sh
 
 bench: build image ## measure; figures go to target/bench (ARGS="--help" lists what can be chosen)
 	@sh scripts/deps.sh bench

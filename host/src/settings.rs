@@ -12,8 +12,9 @@ use crate::store::{CacheSize, UpstreamSpec};
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Where images and objects come from that the local store does not have, in the order in which they are asked.
-    #[serde(default, rename = "upstream")]
-    pub upstreams: Vec<UpstreamSpec>,
+    /// None if the file does not say, which is not the same as an empty list.
+    #[serde(rename = "upstream")]
+    pub upstreams: Option<Vec<UpstreamSpec>>,
     /// The cache of what came from there.
     #[serde(default)]
     pub cache: CacheSettings,
@@ -70,16 +71,19 @@ mod tests {
     #[test]
     fn what_is_not_said_has_its_default() {
         assert_eq!(parse("").unwrap(), Settings::default());
+        assert_eq!(parse("").unwrap().upstreams, None);
+        assert_eq!(parse("upstream = []").unwrap().upstreams, Some(vec![]));
         let settings = parse(
             "[[upstream]]\nurl = 'ssh://me@host:22'\nprogram = 'sudo lazyroot'\ncompression = 'never'\n\
              [[upstream]]\nurl = 's3://bucket/prefix'\n[cache]\nsize = '5%'\n",
         )
         .unwrap();
         assert_eq!(settings.cache.size, CacheSize::Percent(5));
-        assert_eq!(settings.upstreams[0].compression, UpstreamCompression::Never);
-        assert_eq!(settings.upstreams[0].program, "sudo lazyroot");
-        assert_eq!(settings.upstreams[1].url, UpstreamAddress::Bucket("s3://bucket/prefix".into()));
-        assert_eq!(settings.upstreams[1].program, "lazyroot");
+        let upstreams = settings.upstreams.unwrap();
+        assert_eq!(upstreams[0].compression, UpstreamCompression::Never);
+        assert_eq!(upstreams[0].program, "sudo lazyroot");
+        assert_eq!(upstreams[1].url, UpstreamAddress::Bucket("s3://bucket/prefix".into()));
+        assert_eq!(upstreams[1].program, "lazyroot");
     }
 
     #[test]

@@ -1,12 +1,19 @@
 //! Promises about vfkit's command line: whatever a machine has, vfkit reads it as it was meant, or it is refused by name.
 
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use lazyroot::serve::MAX_SOCKET_PATH;
 use lazyroot::vm::hypervisor::{Access, Console, Disk, MachineSpec, Network, Share};
 use lazyroot::vm::vfkit::arguments::{ArgumentError, GVPROXY_MAC, Sockets, VFKIT_OWN_SOCKET, arguments};
+use lazyroot_tests::given;
 use lazyroot_tests::vfkit::grammar::{self, Bootloader, CommandLine, Device};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde_json::json;
 
 fn spec() -> MachineSpec {
     MachineSpec {
@@ -119,6 +126,81 @@ proptest! {
             }
         }
     }
+}
+
+/// What vfkit's own parser makes of what it reads, for `line`.
+fn as_vfkit_says(line: &CommandLine) -> serde_json::Value {
+    let device = |device: &Device| match device {
+        Device::Rng => json!({"kind": "virtiorng"}),
+        Device::Balloon => json!({"kind": "virtioballoon"}),
+        Device::SerialLog(path) => json!({"kind": "virtioserial", "logFile": path}),
+        Device::SerialStdio => json!({"kind": "virtioserial", "usesStdio": true}),
+        Device::SerialPty => json!({"kind": "virtioserial", "usesPty": true}),
+        Device::Vsock { port, socket, listen } => {
+            json!({"kind": "virtiosock", "port": port, "socketURL": socket, "listen": listen})
+        }
+        Device::Blk { path, readonly, id } => {
+            let mut device =
+                json!({"kind": "virtioblk", "devName": "virtio-blk", "imagePath": path, "deviceIdentifier": id});
+            if *readonly {
+                device["readOnly"] = true.into();
+            }
+            device
+        }
+        Device::Fs { dir, tag } => json!({"kind": "virtiofs", "sharedDir": dir, "mountTag": tag}),
+        Device::NetNat => json!({"kind": "virtionet", "nat": true}),
+        Device::NetSocket { path, mac } => json!({
+            "kind": "virtionet", "nat": false, "unixSocketPath": path, "macAddress": mac, "vfkitMagic": true
+        }),
+    };
+    let devices: Vec<_> = line.devices.iter().map(device).collect();
+    let bootloader = line.bootloader.as_ref().unwrap();
+    json!({
+        "restful": format!("unix://{}", line.restful.as_ref().unwrap()),
+        "machine": {
+            "vcpus": line.cpus,
+            "memoryBytes": u64::from(line.memory_mib) << 20,
+            "bootloader": {
+                "kind": "linuxBootloader",
+                "vmlinuzPath": bootloader.kernel,
+                "initrdPath": bootloader.initrd,
+                "kernelCmdLine": bootloader.cmdline,
+            },
+            "devices": devices,
+        },
+    })
+}
+
+#[test]
+#[ignore = "needs Go and vfkit's sources: make check-vfkit"]
+fn vfkits_own_parser_agrees() {
+    let mut parser = Command::new(given("LAZYROOT_TEST_VFKIT_PARSER"));
+    let mut parser = parser.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut questions = parser.stdin.take().unwrap();
+    let mut answers = BufReader::new(parser.stdout.take().unwrap());
+    // vfkit opens disks to see whether they are raw.
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("a disk's @file");
+    fs::write(&disk, [0; 4096]).unwrap();
+    let mut runner = TestRunner::deterministic();
+    let mut asked = 0;
+    while asked < 2000 {
+        let (mut spec, sockets) = (machine(), [path(), path(), path()]).new_tree(&mut runner).unwrap().current();
+        for part in &mut spec.disks {
+            part.path = disk.clone();
+        }
+        let sockets = sockets.each_ref().map(|path| path.to_str().unwrap());
+        let Ok(arguments) = with_sockets(&spec, sockets) else { continue };
+        serde_json::to_writer(&mut questions, &arguments).unwrap();
+        questions.write_all(b"\n").unwrap();
+        let mut answer = String::new();
+        answers.read_line(&mut answer).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer, as_vfkit_says(&expected(&spec, sockets)), "{arguments:?}");
+        asked += 1;
+    }
+    drop(questions);
+    assert!(parser.wait().unwrap().success());
 }
 
 #[test]

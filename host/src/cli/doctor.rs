@@ -16,10 +16,10 @@ use serde::Serialize;
 use super::{Context, Format, output};
 use crate::store::Store;
 use crate::text::printable;
-#[cfg(target_os = "linux")]
+use crate::vm;
 use crate::vm::arch::Arch;
-#[cfg(target_os = "linux")]
-use crate::vm::{self, kernel::Kernels};
+use crate::vm::checks::{Check, Weight};
+use crate::vm::kernel::Kernels;
 
 /// Less than this free on the store's disk is worth a word: an image is of this order.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -74,6 +74,7 @@ pub fn run(args: &DoctorArgs, context: &Context) -> Result<ExitCode> {
     let mut findings = vec![good("home", format!("{}", context.home.data().display()))];
     findings.extend(store(context));
     findings.extend(machine(context));
+    findings.extend(guest(context));
     findings.extend(sources());
     let sick = findings.iter().any(|finding| finding.health == Health::Bad);
     output(|out| {
@@ -127,6 +128,24 @@ fn store(context: &Context) -> Vec<Finding> {
     findings
 }
 
+/// What boots in every VM.
+fn guest(context: &Context) -> Vec<Finding> {
+    let guest_init = match vm::initramfs::guest_init_path(Arch::HOST) {
+        Ok(path) => good("guest-init", path.display().to_string()),
+        Err(error) => bad("guest-init", "not found", format!("{error:#}")),
+    };
+    let kernels = match Kernels::open(&context.home).and_then(|kernels| kernels.list()) {
+        Ok(kernels) if !kernels.is_empty() => good("kernels", format!("{} imported", kernels.len())),
+        Ok(_) => warning(
+            "kernels",
+            "none imported",
+            "images that bring no kernel need one: 'lazyroot kernel import linux-image-....deb'",
+        ),
+        Err(error) => bad("kernels", format!("{error:#}"), "see the message"),
+    };
+    vec![guest_init, kernels]
+}
+
 /// What running VMs and mounting needs.
 #[cfg(target_os = "linux")]
 fn machine(context: &Context) -> Vec<Finding> {
@@ -160,19 +179,6 @@ fn machine(context: &Context) -> Vec<Finding> {
             Ok(program) => good("vsock", format!("{} (/dev/vhost-vsock: {error})", program.display())),
             Err(missing) => bad("vsock", format!("/dev/vhost-vsock: {error}"), format!("{missing:#}")),
         },
-    });
-    findings.push(match vm::initramfs::guest_init_path(Arch::HOST) {
-        Ok(path) => good("guest-init", path.display().to_string()),
-        Err(error) => bad("guest-init", "not found", format!("{error:#}")),
-    });
-    findings.push(match Kernels::open(&context.home).and_then(|kernels| kernels.list()) {
-        Ok(kernels) if !kernels.is_empty() => good("kernels", format!("{} imported", kernels.len())),
-        Ok(_) => warning(
-            "kernels",
-            "none imported",
-            "images that bring no kernel need one: 'lazyroot kernel import linux-image-....deb'",
-        ),
-        Err(error) => bad("kernels", format!("{error:#}"), "see the message"),
     });
     findings.push(device("fuse", Path::new("/dev/fuse"), "'lazyroot mount' needs it: 'modprobe fuse', and root"));
     findings
@@ -217,10 +223,23 @@ fn device(name: &'static str, path: &Path, mend: &str) -> Finding {
 
 #[cfg(not(target_os = "linux"))]
 fn machine(_context: &Context) -> Vec<Finding> {
-    vec![match program("vfkit") {
-        Some(path) => good("hypervisor", path.display().to_string()),
-        None => bad("hypervisor", "vfkit is not installed", "'brew install vfkit'"),
-    }]
+    vm::checks::macos().into_iter().map(Finding::from).collect()
+}
+
+impl From<Check> for Finding {
+    /// A check's complaint says what is wrong and, after a colon, what to do.
+    fn from(check: Check) -> Self {
+        match (check.outcome, check.weight) {
+            (Ok(found), _) => good(check.name, found),
+            (Err(words), weight) => {
+                let (found, mend) = words.split_once(": ").unwrap_or((&words, "see the message"));
+                match weight {
+                    Weight::Needed => bad(check.name, found, mend),
+                    Weight::Useful => warning(check.name, found, mend),
+                }
+            }
+        }
+    }
 }
 
 /// Where images come from.
@@ -247,4 +266,23 @@ fn sources() -> Vec<Finding> {
 fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_of_a_mac_is_a_finding_with_the_way_out() {
+        for check in vm::checks::macos() {
+            let (weight, missing) = (check.weight, check.outcome.is_err());
+            let finding = Finding::from(check);
+            let health = match (missing, weight) {
+                (false, _) => Health::Good,
+                (true, Weight::Needed) => Health::Bad,
+                (true, Weight::Useful) => Health::Warning,
+            };
+            assert_eq!((finding.health, finding.mend.is_some()), (health, missing), "{finding:?}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::Context;
 use crate::settings::Settings;
 use crate::store::{CacheSize, Elsewhere, Store, UpstreamAddress, UpstreamSpec};
+use crate::vm::podman::PODMAN;
 
 /// Options of every verb that reads images which may be elsewhere.
 #[derive(clap::Args)]
@@ -32,6 +33,14 @@ fn upstream(text: &str) -> Result<Choice> {
     }
 }
 
+/// Where images come from if neither flags nor file say: on a Mac, the podman machine has them.
+fn default_upstreams(system: &str, has_podman: impl Fn() -> bool) -> Vec<UpstreamSpec> {
+    match system {
+        "macos" if has_podman() => vec![UpstreamSpec::new(UpstreamAddress::PodmanMachine(None))],
+        _ => vec![],
+    }
+}
+
 impl SourceArgs {
     /// The store with the upstreams that were asked for.
     ///
@@ -40,7 +49,8 @@ impl SourceArgs {
     pub fn open(&self, context: &Context) -> Result<Store> {
         let store = Store::open(&context.home, context.store.as_deref())?;
         let settings = Settings::load()?;
-        let specs = self.specs(settings.upstreams);
+        let by_default = || default_upstreams(std::env::consts::OS, || PODMAN.find().is_ok());
+        let specs = self.specs(settings.upstreams.unwrap_or_else(by_default));
         if specs.is_empty() {
             return Ok(store);
         }
@@ -62,5 +72,24 @@ impl SourceArgs {
             known.cloned().unwrap_or_else(|| UpstreamSpec::new(url.clone()))
         };
         chosen.map(spec).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_with_podman_asks_its_machine_unless_told_otherwise() {
+        let machine = UpstreamSpec::new("podman-machine".parse().unwrap());
+        assert_eq!(default_upstreams("macos", || true), std::slice::from_ref(&machine));
+        assert_eq!(default_upstreams("macos", || false), []);
+        assert_eq!(default_upstreams("linux", || true), []);
+        let args = |upstreams: &[&str]| SourceArgs {
+            upstreams: upstreams.iter().map(|text| upstream(text).unwrap()).collect(),
+            cache_size: None,
+        };
+        assert_eq!(args(&[]).specs(vec![machine.clone()]), std::slice::from_ref(&machine));
+        assert_eq!(args(&["none"]).specs(vec![machine]), []);
     }
 }

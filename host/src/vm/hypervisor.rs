@@ -1,11 +1,12 @@
 //! What a hypervisor must do for lazyroot: one small trait, one file per hypervisor.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use anyhow::{Result, bail};
 use lazyroot_proto::settings;
 
+use super::console::ConsoleLog;
 use super::kernel::Kernel;
 
 /// A future of a trait object's method.
@@ -119,6 +120,14 @@ pub trait Hypervisor: Send + Sync {
 
     /// The guest's name for its serial console: `ttyS0`.
     fn console_device(&self) -> &'static str;
+
+    /// A console for a VM with this folder that nobody sits at.
+    ///
+    /// # Errors
+    /// If its files cannot be made.
+    fn console_log(&self, dir: &Path) -> Result<(Console, ConsoleLog)> {
+        ConsoleLog::from_file(dir)
+    }
 
     /// Words for the kernel command line that suit this hypervisor.
     fn cmdline(&self) -> String;

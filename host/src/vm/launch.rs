@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::arch::Arch;
-use super::console::{self, ConsoleLog};
+use super::console::ConsoleLog;
 use super::control::{Control, Order, OrderKind};
 use super::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
 use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec, Network, Share};
@@ -311,7 +311,7 @@ impl Vm {
         let vsock_port = hypervisor.vsock_port();
         let (console, console_log) = match sitter {
             Sitter::Us => (Console::Stdio, None),
-            Sitter::Nobody => console::bounded(instance.dir()).map(|(console, log)| (console, Some(log)))?,
+            Sitter::Nobody => hypervisor.console_log(instance.dir()).map(|(console, log)| (console, Some(log)))?,
         };
         let spec = MachineSpec {
             name: instance.name().to_owned(),
