@@ -63,7 +63,7 @@ lint: ## rustfmt, clippy and, where it is installed, shellcheck
 	@sh scripts/deps.sh lint
 	@sh scripts/lint.sh
 
-fuzz: ## fuzz the verifier and the parsers, FUZZ_SECONDS (60) each; needs rustup
+fuzz: ## fuzz the verifier and the parsers, FUZZ_SECONDS (60) each
 	@sh scripts/deps.sh fuzz
 	@sh scripts/fuzz.sh
 

@@ -28,7 +28,7 @@ packages() {
     macos) echo python3-venv ;;
     # The peers come from a Debian tree of their own (bench-inputs.sh); nydus is built, which takes cmake.
     bench) echo fio cmake ;;
-    fuzz) echo g++ ;;
+    fuzz) echo g++ pkg-config libssl-dev zlib1g-dev ;;
     *) fail "deps.sh: unknown set '$1'" ;;
     esac
 }
@@ -117,7 +117,7 @@ esac
 install_packages $(packages "$1")
 
 case $1 in
-build) need_rust ;;
+build | fuzz) need_rust ;;
 arm64)
     need_rust
     if [ "$machine" != aarch64 ]; then
