@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use composefs::erofs::writer::{ValidatedFileSystem, mkfs_erofs};
 use composefs::fsverity::Sha256HashValue;
@@ -20,7 +21,7 @@ use lazyroot::store::Tree;
 use lazyroot_proto::{Algorithm, verity};
 use lazyroot_tests::awkward::{awkward_tree, pattern};
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::tree;
+use lazyroot_tests::{given, tree};
 use proptest::prelude::*;
 use rustix::fs::CWD;
 use serde_json::Value;
@@ -205,13 +206,16 @@ fn looking_inside_needs_no_root() {
     // A store that this user may read and not write, and a home of its own.
     let home = TempDir::with_prefix("lr").unwrap();
     let nobody = 65_534;
+    // What was built may be in a folder that is closed to others.
+    let program = home.path().join("lazyroot");
+    fs::copy(given("LAZYROOT_TEST_BIN"), &program).unwrap();
     std::os::unix::fs::chown(home.path(), Some(nobody), Some(nobody)).unwrap();
     for open in [lazyroot.home().to_owned(), lazyroot.home().join("repository")] {
         fs::set_permissions(open, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let run = |arguments: &[&str]| {
-        let mut command = lazyroot.command(["--store"]);
-        command.arg(lazyroot.home().join("repository")).args(arguments);
+        let mut command = Command::new(&program);
+        command.arg("--store").arg(lazyroot.home().join("repository")).args(arguments);
         command.env("LAZYROOT_HOME", home.path()).current_dir(home.path()).uid(nobody).gid(nobody);
         let output = command.output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
