@@ -429,13 +429,10 @@ fn a_disk_that_fills_up_during_an_import_is_one_clear_error() {
         let output = std::process::Command::new(program).args(arguments).output().unwrap();
         assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     };
-    // A real file system that fills up with names as well as with data.
-    let image = disk.path().join("ext4");
-    File::create(&image).unwrap().set_len(4 << 20).unwrap();
-    run("mkfs.ext4", &["-q", "-N", "1200", image.to_str().unwrap()]);
+    // A file system that fills up with names as well as with data.
     let mountpoint = disk.path().join("mnt");
     fs::create_dir(&mountpoint).unwrap();
-    run("mount", &["-o", "loop", image.to_str().unwrap(), mountpoint.to_str().unwrap()]);
+    run("mount", &["-t", "tmpfs", "-o", "size=4m,nr_inodes=1200", "tmpfs", mountpoint.to_str().unwrap()]);
     let store = mountpoint.join("store");
     let store_text = store.to_str().unwrap();
     let import = |dir: &Path, name: &str| {
