@@ -122,16 +122,17 @@ fn boot(bench: &Bench, tree: &Path) -> Vec<u32> {
 }
 
 #[test]
-fn a_walk_through_many_small_files_makes_few_requests() {
+fn a_walk_through_many_small_files_asks_for_few_of_them_one_by_one() {
     let bench = Bench::new();
     let ((), state) = bench.mounted(|tree, _| {
         for number in 0..FILES {
             assert_eq!(fs::read(small_file(tree, number)).unwrap(), bench.small(number).0, "file {number}");
         }
     });
-    let asked = state.counters.lookup.count() + state.counters.read.count();
-    // The first hundred teach it; then one a batch, and some while the kernel learns of the objects.
-    assert!(asked < FILES / 2, "{asked} requests of the kernel for {FILES} files");
+    // How many the kernel still asks us for depends on who is faster, it or the batches; that they were on their way
+    // does not: only those that begin a sequence, and those between two batches, were not asked for along.
+    let alone = state.reads.iter().filter(|read| read.origin == Origin::Host).count() as u64;
+    assert!(alone < FILES / 20, "{alone} of {FILES} files were asked for one by one");
     assert!(state.requests < FILES + 100, "{} objects sent for {FILES}", state.requests);
     assert!(state.counters.neighbour_bytes > SMALL * FILES / 2);
     assert!(state.counters.verified_bytes >= SMALL * FILES);
