@@ -16,6 +16,22 @@ use tar::{Archive, Builder, EntryType, Header};
 /// What a record of an extended attribute is called, before the attribute's name.
 const XATTR: &str = "SCHILY.xattr.";
 
+/// The same in a layer, where values are in hex: overlayfs's own are binary, and readers take a newline in a record for
+/// its end.
+pub const LAYER_XATTR: &str = "LAZYROOT.xattr.";
+
+/// The name of the tree in a stream of [`pack_layer`].
+pub const LAYER: &str = "layer";
+
+/// What may be in a tree.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kinds {
+    /// Files, folders and links.
+    Plain,
+    /// Devices and pipes too.
+    All,
+}
+
 /// Headers are this long, contents are filled up to a multiple of it, and blocks of zeros end an archive (pax).
 const BLOCK: u64 = 512;
 
@@ -29,10 +45,23 @@ pub fn pack(path: &Path, out: impl Write) -> io::Result<()> {
         // `/`, `.` and `a/..` have no name of their own.
         None => fs::canonicalize(path)?.file_name().map_or_else(|| "root".into(), PathBuf::from),
     };
+    pack_as(path, &name, Kinds::Plain, out)
+}
+
+/// Writes the upper layer of an overlayfs in the folder `path` to `out`, with all that is in it: devices and pipes, which
+/// [`unpack`] refuses, and times to the nanosecond. The tree's name is [`LAYER`].
+///
+/// # Errors
+/// If anything cannot be read, or `out` fails.
+pub fn pack_layer(path: &Path, out: impl Write) -> io::Result<()> {
+    pack_as(path, Path::new(LAYER), Kinds::All, out)
+}
+
+fn pack_as(path: &Path, name: &Path, kinds: Kinds, out: impl Write) -> io::Result<()> {
     let failed = Cell::new(false);
-    let mut packer = Packer { out: Builder::new(Gate { out, shut: &failed }), links: HashMap::new() };
+    let mut packer = Packer { out: Builder::new(Gate { out, shut: &failed }), links: HashMap::new(), kinds };
     // Dropped, a builder ends its archive: what is not whole must not look so.
-    packer.add(path, &name).inspect_err(|_| failed.set(true))?;
+    packer.add(path, name).inspect_err(|_| failed.set(true))?;
     packer.out.into_inner()?.flush()
 }
 
@@ -56,6 +85,7 @@ struct Packer<W: Write> {
     out: Builder<W>,
     /// The first name of each file that has several, by device and inode.
     links: HashMap<(u64, u64), PathBuf>,
+    kinds: Kinds,
 }
 
 impl<W: Write> Packer<W> {
@@ -67,11 +97,17 @@ impl<W: Write> Packer<W> {
             // It would be nobody's there.
             return Ok(());
         }
-        if kind.is_block_device() || kind.is_char_device() || kind.is_fifo() {
+        let special = kind.is_block_device() || kind.is_char_device() || kind.is_fifo();
+        if special && self.kinds == Kinds::Plain {
             return Err(about(io::Error::new(io::ErrorKind::Unsupported, "a device or pipe is not copied")));
         }
         let mut header = Header::new_ustar();
         header.set_metadata(&meta);
+        if special {
+            header.set_device_major(rustix::fs::major(meta.rdev()))?;
+            header.set_device_minor(rustix::fs::minor(meta.rdev()))?;
+            header.set_size(0);
+        }
         if kind.is_file() && meta.nlink() > 1 {
             if let Some(first) = self.links.get(&(meta.dev(), meta.ino())) {
                 header.set_entry_type(EntryType::Link);
@@ -80,9 +116,11 @@ impl<W: Write> Packer<W> {
             }
             self.links.insert((meta.dev(), meta.ino()), name.to_owned());
         }
-        self.xattrs(path).map_err(about)?;
+        self.records(path, &meta).map_err(about)?;
         if kind.is_symlink() {
             self.out.append_link(&mut header, name, fs::read_link(path).map_err(about)?)
+        } else if special {
+            self.out.append_data(&mut header, name, io::empty())
         } else if kind.is_file() {
             let file = File::open(path).map_err(about)?;
             // A file that grows meanwhile is cut, one that shrinks is filled up: the header has its length.
@@ -95,17 +133,27 @@ impl<W: Write> Packer<W> {
         }
     }
 
-    fn xattrs(&mut self, path: &Path) -> io::Result<()> {
+    /// What a header has no room for.
+    fn records(&mut self, path: &Path, meta: &fs::Metadata) -> io::Result<()> {
+        let mut records = Vec::new();
+        if self.kinds == Kinds::All && meta.mtime() >= 0 {
+            records.push(("mtime".to_owned(), format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()).into_bytes()));
+        }
         let names = match xattr::list(path) {
-            Ok(names) => names,
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(()),
+            Ok(names) => names.collect(),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => vec![],
             Err(error) => return Err(error),
         };
-        let mut records = Vec::new();
         for name in names {
             // Names are text; one that is not cannot be in a pax record.
             if let (Some(text), Some(value)) = (name.to_str(), xattr::get(path, &name)?) {
-                records.push((format!("{XATTR}{text}"), value));
+                records.push(match self.kinds {
+                    Kinds::Plain => (format!("{XATTR}{text}"), value),
+                    Kinds::All => {
+                        let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+                        (format!("{LAYER_XATTR}{text}"), hex.into_bytes())
+                    }
+                });
             }
         }
         if records.is_empty() {

@@ -38,15 +38,16 @@ const PIPE_CAPACITY: usize = 64 << 10;
 pub struct Agent {
     address: Address,
     root: Arc<OwnedFd>,
+    upper: Arc<Option<OwnedFd>>,
     mode: Mode,
     objects: Arc<Objects>,
 }
 
 impl Agent {
     /// An agent that runs programs in `root`, a directory that becomes theirs, beside an init or without one.
-    /// What programs read of `objects` the host has been told when it hears of their end.
-    pub fn new(address: Address, root: OwnedFd, mode: Mode, objects: Arc<Objects>) -> Self {
-        Self { address, root: Arc::new(root), mode, objects }
+    /// `upper` has the changes to it. What programs read of `objects` the host has been told when it hears of their end.
+    pub fn new(address: Address, root: OwnedFd, upper: Option<OwnedFd>, mode: Mode, objects: Arc<Objects>) -> Self {
+        Self { address, root: Arc::new(root), upper: Arc::new(upper), mode, objects }
     }
 
     /// Serves the host; never returns.
@@ -71,9 +72,9 @@ impl Agent {
             match FromHost::decode(header.kind, &payload).map_err(io::Error::other)? {
                 FromHost::OpenStream(number) => {
                     let frames = self.open(Role::Stream(number))?;
-                    let (root, objects) = (self.root.clone(), self.objects.clone());
+                    let (root, upper, objects) = (self.root.clone(), self.upper.clone(), self.objects.clone());
                     thread::spawn(move || {
-                        if let Err(error) = serve_stream(frames, &root, &objects) {
+                        if let Err(error) = serve_stream(frames, &root, upper.as_ref().as_ref(), &objects) {
                             eprintln!("lazyroot: a stream ended: {error}");
                         }
                     });
@@ -124,10 +125,10 @@ fn next_message(frames: &mut FrameReader) -> io::Result<ToGuest> {
 }
 
 /// Does what the host's first frame asks for.
-fn serve_stream(mut frames: FrameReader, root: &OwnedFd, objects: &Objects) -> io::Result<()> {
+fn serve_stream(mut frames: FrameReader, root: &OwnedFd, upper: Option<&OwnedFd>, objects: &Objects) -> io::Result<()> {
     let (header, payload) = frames.read_frame()?;
     if let Ok(wish) = Wish::decode(header.kind, &payload) {
-        return service::serve(frames, wish, root);
+        return service::serve(frames, wish, root, upper);
     }
     match ToGuest::decode(header.kind, &payload).map_err(io::Error::other)? {
         ToGuest::Exec(exec) => run_program(frames, exec, root, objects),

@@ -30,6 +30,8 @@ pub struct Boot {
     pub hostname: Option<String>,
     /// `lazyroot.settings`: whether the host has settings for us.
     pub settings: bool,
+    /// `lazyroot.upper=disk`: whether changes go to a disk.
+    pub disk: bool,
 }
 
 /// What runs once the image is mounted.
@@ -76,6 +78,11 @@ impl Instructions {
             mode,
             hostname: words.get("hostname").map(|name| (*name).to_owned()),
             settings: words.contains_key("settings"),
+            disk: match words.get("upper").copied() {
+                None => false,
+                Some("disk") => true,
+                Some(other) => bail!("lazyroot.upper={other} on the kernel command line: expected disk"),
+            },
         }))
     }
 }

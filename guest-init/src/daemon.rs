@@ -18,7 +18,7 @@ use crate::cmdline::{self, Instructions};
 use crate::link::{Address, Link, REQUEST_DEADLINE};
 use crate::mount::{self, Upper};
 use crate::notify::Notify;
-use crate::settings;
+use crate::{disk, settings};
 
 /// Runs until the machine powers off. `started` is when init began, in nanoseconds since the kernel did.
 ///
@@ -38,11 +38,11 @@ pub fn main(started: u64) -> Result<()> {
         .context("cannot reach lazyroot on the host")?;
     let link = Arc::new(link);
     link.event(EventKind::Init, started, "");
-    let mounted = match mount_root(&link, &boot) {
+    let (mounted, upper) = match mount_root(&link, &boot) {
         Ok(mounted) => mounted,
         Err(error) => return Err(give_up(&link, error)),
     };
-    let notify = match prepare(&address, &boot) {
+    let notify = match prepare(&address, &boot, upper) {
         Ok(notify) => notify,
         Err(error) => return Err(give_up(&link, error)),
     };
@@ -58,7 +58,7 @@ pub fn main(started: u64) -> Result<()> {
         if let Some(notify) = notify {
             notify.watch(link, root.try_clone()?);
         }
-        let agent = Agent::new(address, root, boot.mode, mounted.objects().clone());
+        let agent = Agent::new(address, root, mounted.upper()?, boot.mode, mounted.objects().clone());
         std::thread::Builder::new().name("agent".into()).spawn(move || agent.run())?;
     }
     mounted.wait().context("the root's data layer ended")
@@ -73,28 +73,48 @@ fn give_up(link: &Link, error: anyhow::Error) -> anyhow::Error {
 }
 
 /// Makes the mounted image ready to become the root; for an init, with a socket that hears from it.
-fn prepare(address: &Address, boot: &cmdline::Boot) -> Result<Option<Notify>> {
+fn prepare(address: &Address, boot: &cmdline::Boot, upper: Age) -> Result<Option<Notify>> {
     let sysroot = Path::new(SYSROOT);
     if boot.settings {
         let settings = settings::fetch(address)?;
         settings::apply(&settings, sysroot, boot.mode)?;
     }
-    settings::mount_scratch(sysroot);
+    if !boot.disk {
+        settings::mount_scratch(sysroot);
+    }
     if boot.mode == cmdline::Mode::Agent {
         return Ok(None);
     }
     if let Some(name) = &boot.hostname {
         settings::write_hostname(sysroot, name);
     }
-    settings::write_machine_id(sysroot)?;
+    // Else it would be another at each boot.
+    if upper == Age::New {
+        settings::write_machine_id(sysroot)?;
+    }
     Notify::bind().map(Some)
 }
 
-fn mount_root(link: &Arc<Link>, boot: &cmdline::Boot) -> Result<mount::Mounted> {
+/// Whether the upper layer holds changes of an earlier boot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Age {
+    New,
+    Old,
+}
+
+fn mount_root(link: &Arc<Link>, boot: &cmdline::Boot) -> Result<(mount::Mounted, Age)> {
     let workdir = Path::new("/run/lazyroot");
     fs::create_dir_all(workdir)?;
-    let mounted = mount::mount(link.clone(), boot.trust, Path::new(SYSROOT), workdir, Upper::Tmpfs)?;
+    let (upper, age) = match boot.disk {
+        false => (Upper::Tmpfs, Age::New),
+        true => {
+            let device = disk::find()?;
+            let age = if disk::make_ready(&device)? { Age::New } else { Age::Old };
+            (Upper::Disk(device), age)
+        }
+    };
+    let mounted = mount::mount(link.clone(), boot.trust, Path::new(SYSROOT), workdir, upper)?;
     // Best effort: an empty folder in /run bothers nobody.
     let _ = fs::remove_dir(workdir);
-    Ok(mounted)
+    Ok((mounted, age))
 }

@@ -13,6 +13,8 @@ mod clock;
 pub mod cmdline;
 pub mod daemon;
 pub mod datafs;
+mod disk;
+mod ext4;
 pub mod link;
 mod loopdev;
 pub mod mount;

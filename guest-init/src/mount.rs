@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{ObjectId, verity};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
@@ -20,7 +21,7 @@ use crate::link::Link;
 use crate::objects::Objects;
 use crate::ready::Ready;
 use crate::recorder::Recorder;
-use crate::{datafs, loopdev};
+use crate::{datafs, disk, loopdev};
 
 /// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire
 /// (the kernel command line, or the local store).
@@ -32,31 +33,44 @@ pub struct Trust {
     pub index: ObjectId,
 }
 
+/// The folder of changes in the upper layer's file system.
+const CHANGES: &str = "changes";
+
 /// Memory for what the boot profile brings, in bytes, where there is plenty; else a quarter of what there is.
 const MAX_PREFETCH: usize = 256 << 20;
 
 /// Where changes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upper {
     /// Nowhere: the mount is read-only.
     None,
     /// To memory, gone with the mount.
     Tmpfs,
+    /// To the ext4 on this block device.
+    Disk(PathBuf),
 }
 
 /// A mounted image. Dropping it does not unmount: the kernel's mount lives until it is unmounted, and needs
 /// this process until then.
-pub struct Mounted(datafs::Serving);
+pub struct Mounted {
+    serving: datafs::Serving,
+    upper: Option<OwnedFd>,
+}
 
 impl Mounted {
     /// Waits until the image is unmounted.
     pub fn wait(self) -> io::Result<()> {
-        self.0.wait()
+        self.serving.wait()
+    }
+
+    /// The folder that holds the changes, which no path leads to; `None` of a mount without.
+    pub fn upper(&self) -> io::Result<Option<OwnedFd>> {
+        self.upper.as_ref().map(OwnedFd::try_clone).transpose()
     }
 
     /// The image's objects, and with them the link to the host.
     pub fn objects(&self) -> &Arc<Objects> {
-        self.0.objects()
+        self.serving.objects()
     }
 }
 
@@ -98,8 +112,13 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
         .context("cannot mount a tmpfs for what is read ahead")?;
     serving.replay_profile(Ready::open(&ready_layer)?).context("cannot start a thread")?;
 
-    let upper_layer = match upper {
+    let upper_layer = match &upper {
         Upper::None => None,
+        Upper::Disk(device) => {
+            let dir = layer("upper")?;
+            disk::mount(device, &dir)?;
+            Some(dir)
+        }
         Upper::Tmpfs => {
             let dir = layer("upper")?;
             rustix::mount::mount("lazyroot", &dir, "tmpfs", MountFlags::empty(), c"mode=755")
@@ -108,12 +127,21 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
         }
     };
     let data_layers = [&*ready_layer, &*data_layer];
-    attach(overlay(&metadata_layer, &data_layers, upper_layer.as_deref())?, target)?;
+    attach(overlay(&metadata_layer, &data_layers, upper_layer.as_deref(), &upper)?, target)?;
+    if let (Upper::Disk(_), Some(upper)) = (&upper, &upper_layer) {
+        disk::lend_folders(upper, target);
+    }
+    let upper =
+        upper_layer.map(|dir| open_folder(&dir.join(CHANGES))).transpose().context("cannot open the upper layer")?;
     // Best effort: without it scans are slower.
     let layer = Layer::open(&data_layer, target).ok();
     drop(detach);
     serving.read_ahead(layer).context("cannot start a thread")?;
-    Ok(Mounted(serving))
+    Ok(Mounted { serving, upper })
+}
+
+fn open_folder(dir: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Memory for what the boot profile brings, in bytes.
@@ -237,7 +265,7 @@ fn fuse() -> Result<(OwnedFd, OwnedFd)> {
     Ok((device.into(), mount))
 }
 
-fn overlay(metadata: &Path, data: &[&Path], upper: Option<&Path>) -> Result<OwnedFd> {
+fn overlay(metadata: &Path, data: &[&Path], upper: Option<&Path>, kind: &Upper) -> Result<OwnedFd> {
     let overlay = FsContext::open("overlay", "it needs CONFIG_OVERLAY_FS (module overlay)")?;
     // A double colon marks a data-only layer.
     let lower = data.iter().fold(escape(metadata), |lower, data| format!("{lower}::{}", escape(data)));
@@ -251,12 +279,18 @@ fn overlay(metadata: &Path, data: &[&Path], upper: Option<&Path>) -> Result<Owne
     let attributes = match upper {
         None => MountAttrFlags::MOUNT_ATTR_RDONLY,
         Some(upper) => {
-            let (changes, work) = (upper.join("changes"), upper.join("work"));
-            fs::create_dir(&changes).and_then(|()| fs::create_dir(&work)).context("cannot make the upper layer")?;
-            copy_root_attributes(metadata, &changes)?;
+            let (changes, work) = (upper.join(CHANGES), upper.join("work"));
+            // A disk has them from an earlier boot.
+            if !changes.exists() {
+                fs::create_dir(&changes).context("cannot make the upper layer")?;
+                copy_root_attributes(metadata, &changes)?;
+            }
+            fs::create_dir_all(&work).context("cannot make the upper layer")?;
             overlay.set("upperdir", &escape(&changes))?.set("workdir", &escape(&work))?;
-            // The upper layer is memory: nothing to sync.
-            overlay.flag("volatile")?;
+            if *kind == Upper::Tmpfs {
+                // The upper layer is memory: nothing to sync.
+                overlay.flag("volatile")?;
+            }
             MountAttrFlags::empty()
         }
     };

@@ -1,28 +1,28 @@
 //! What the host wants of the guest besides programs: connections to what listens here, copies in and out, the list of
-//! processes.
+//! processes, the upper layer.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 
-use lazyroot_archive::{pack, unpack};
+use lazyroot_archive::{pack, pack_layer, unpack};
 use lazyroot_proto::service::{MAX_DATA, Piece, Target, Wish};
 
 use crate::link::{FrameReader, write_capped};
 use crate::sys;
 
-/// Does what the host wishes, in the image's `root`.
+/// Does what the host wishes, in the image's `root`, whose changes are in `upper`.
 ///
 /// # Errors
 /// If the stream to the host fails. What fails here, the host is told.
-pub fn serve(mut frames: FrameReader, wish: Wish, root: &OwnedFd) -> io::Result<()> {
+pub fn serve(mut frames: FrameReader, wish: Wish, root: &OwnedFd, upper: Option<&OwnedFd>) -> io::Result<()> {
     sys::enter_root(root)?;
     let host = frames.stream();
     let done = match wish {
@@ -42,11 +42,24 @@ pub fn serve(mut frames: FrameReader, wish: Wish, root: &OwnedFd) -> io::Result<
         }
         Wish::Processes => processes()
             .and_then(|text| text.as_bytes().chunks(MAX_DATA).try_for_each(|piece| ToHost(&host).write_all(piece))),
+        Wish::Upper => match upper {
+            Some(upper) => send_upper(upper, &host),
+            None => Err(io::Error::other("its root cannot be changed")),
+        },
     };
     match done {
         Ok(()) => send(&host, &Piece::Done),
         Err(error) => send(&host, &Piece::Failed(error.to_string())),
     }
+}
+
+/// Sends the upper layer, to which nobody can write meanwhile where its file system can do that.
+fn send_upper(upper: &OwnedFd, host: &fs::File) -> io::Result<()> {
+    let _frozen = sys::freeze(upper).ok();
+    let mut out = io::BufWriter::with_capacity(MAX_DATA, ToHost(host));
+    // The trailing dot follows the kernel's link to the folder.
+    pack_layer(Path::new(&format!("/proc/self/fd/{}/.", upper.as_raw_fd())), &mut out)?;
+    out.flush()
 }
 
 fn named(error: io::Error, path: &Path) -> io::Error {

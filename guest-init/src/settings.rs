@@ -61,15 +61,21 @@ pub fn apply(settings: &Settings, sysroot: &Path, mode: Mode) -> Result<()> {
     settings.shares.iter().try_for_each(|share| mount_share(share, sysroot))
 }
 
-/// Makes room for containers, where the image has a place for them and nothing in it. Best effort: only containers
-/// would miss it.
+/// The folders for containers below `sysroot`, where the image has a place for them and nothing in it.
+pub fn scratch(sysroot: &Path) -> Vec<PathBuf> {
+    let places = SCRATCH.iter().map(|name| sysroot.join(name));
+    places
+        .filter(|dir| {
+            let empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+            empty && dir.parent().is_some_and(Path::is_dir) && (dir.is_dir() || fs::create_dir(dir).is_ok())
+        })
+        .collect()
+}
+
+/// Makes room for containers in memory. Best effort: only containers would miss it.
 pub fn mount_scratch(sysroot: &Path) {
-    for dir in SCRATCH.iter().map(|name| sysroot.join(name)) {
-        let empty = fs::read_dir(&dir).map_or(true, |mut entries| entries.next().is_none());
-        if empty && dir.parent().is_some_and(Path::is_dir) && (dir.is_dir() || fs::create_dir(&dir).is_ok()) {
-            let flags = MountFlags::NODEV;
-            let _ = mount("tmpfs", &dir, "tmpfs", flags, c"mode=711");
-        }
+    for dir in scratch(sysroot) {
+        let _ = mount("tmpfs", &dir, "tmpfs", MountFlags::NODEV, c"mode=711");
     }
 }
 

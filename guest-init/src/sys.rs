@@ -70,6 +70,36 @@ pub fn configure_loop_device(device: &impl AsFd, file: &impl AsFd) -> io::Result
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Grows the ext4 that `dir` is on to `blocks` of its blocks (`EXT4_IOC_RESIZE_FS`, the kernel's fs/ext4/ext4.h).
+pub fn grow_ext4(dir: &impl AsFd, blocks: u64) -> io::Result<()> {
+    const EXT4_IOC_RESIZE_FS: u64 = 0x4008_6610;
+    // SAFETY: the request reads one u64 and keeps no pointer.
+    let result = unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A file system that nobody can write to until this is dropped.
+pub struct Frozen<F: AsFd>(F);
+
+/// Writes the file system of `dir` to its disk and lets writers wait (`FIFREEZE`, ioctl_fs(2) and linux/fs.h).
+///
+/// # Errors
+/// If it is of a kind that cannot, as a tmpfs is.
+pub fn freeze<F: AsFd>(dir: F) -> io::Result<Frozen<F>> {
+    const FIFREEZE: u64 = 0xc004_5877;
+    // SAFETY: the request uses no argument.
+    let result = unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), FIFREEZE as _, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Frozen(dir)) }
+}
+
+impl<F: AsFd> Drop for Frozen<F> {
+    fn drop(&mut self) {
+        const FITHAW: u64 = 0xc004_5878;
+        // SAFETY: the request uses no argument. It fails if somebody else was faster.
+        unsafe { libc::ioctl(self.0.as_fd().as_raw_fd(), FITHAW as _, 0) };
+    }
+}
+
 /// Bytes as the operating system's string: on Linux they are the same.
 pub fn os_string(bytes: &[u8]) -> OsString {
     OsString::from_vec(bytes.to_vec())

@@ -1,5 +1,5 @@
 //! What a stream that the host asked for can carry besides a program: a connection to something in the guest, a copy
-//! in or out, the list of processes.
+//! in or out, the list of processes, the upper layer.
 //!
 //! The host's first frame is a [`Wish`]. After that both ends send [`Piece`]s.
 
@@ -12,6 +12,7 @@ pub mod kind {
     pub const PUT: u8 = 0xb1;
     pub const GET: u8 = 0xb2;
     pub const PROCESSES: u8 = 0xb3;
+    pub const UPPER: u8 = 0xb4;
     pub const DATA: u8 = 0xb8;
     pub const DONE: u8 = 0xb9;
     pub const FAILED: u8 = 0xba;
@@ -40,6 +41,8 @@ pub enum Wish {
     Get(Vec<u8>),
     /// What runs: data from the guest, lines of text; then its DONE.
     Processes,
+    /// The root's upper layer as overlayfs keeps it: data from the guest, a tar archive; then its DONE.
+    Upper,
 }
 
 /// What either end sends after that.
@@ -63,6 +66,7 @@ impl Wish {
             Wish::Put(path) => out.bytes(path).frame(kind::PUT, 0),
             Wish::Get(path) => out.bytes(path).frame(kind::GET, 0),
             Wish::Processes => out.frame(kind::PROCESSES, 0),
+            Wish::Upper => out.frame(kind::UPPER, 0),
         }
     }
 
@@ -81,6 +85,7 @@ impl Wish {
             kind::PUT => Wish::Put(fields.rest().to_vec()),
             kind::GET => Wish::Get(fields.rest().to_vec()),
             kind::PROCESSES => Wish::Processes,
+            kind::UPPER => Wish::Upper,
             other => return Err(FrameError::UnknownKind(other)),
         };
         fields.end(wish)
@@ -128,6 +133,7 @@ mod tests {
             Wish::Put(b"/tmp".to_vec()),
             Wish::Get(b"/etc".to_vec()),
             Wish::Processes,
+            Wish::Upper,
         ];
         for wish in wishes {
             let frame = wish.encode();

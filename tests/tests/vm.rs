@@ -243,6 +243,11 @@ fn a_bootc_image_boots_with_its_own_kernel() {
     let unpacked = tempfile::tempdir().unwrap();
     let status = Command::new("dpkg-deb").arg("-x").arg(lazyroot_tests::kernel_deb()).arg(unpacked.path()).status();
     assert!(status.unwrap().success());
+    for dir in ["sysroot/ostree", "var/roothome"] {
+        fs::create_dir_all(root.path().join(dir)).unwrap();
+    }
+    std::os::unix::fs::symlink("sysroot/ostree", root.path().join("ostree")).unwrap();
+    std::os::unix::fs::symlink("var/roothome", root.path().join("root")).unwrap();
     let modules = root.path().join("usr/lib/modules");
     fs::create_dir_all(modules.parent().unwrap()).unwrap();
     let status = Command::new("cp").arg("-a").arg(unpacked.path().join("usr/lib/modules")).arg(&modules).status();
@@ -251,8 +256,10 @@ fn a_bootc_image_boots_with_its_own_kernel() {
     let kernel = unpacked.path().join("boot").join(format!("vmlinuz-{}", release.to_string_lossy()));
     fs::copy(kernel, modules.join(&release).join("vmlinuz")).unwrap();
     lazyroot.import(root.path(), "bootc");
-    let output = output(&lazyroot, &["bootc", "--", "/bin/busybox", "uname", "-r"]);
-    assert_eq!(text(&output.stdout).trim(), release.to_string_lossy(), "{}", text(&output.stderr));
+    let script = "/bin/busybox uname -r; echo home >/root/file; /bin/busybox ls /var/roothome /sysroot";
+    let output = output(&lazyroot, &["bootc", "--", "/bin/busybox", "sh", "-c", script]);
+    let expected = format!("{}\n/sysroot:\nostree\n\n/var/roothome:\nfile\n", release.to_string_lossy());
+    assert_eq!(text(&output.stdout), expected, "{}", text(&output.stderr));
     let list = lazyroot.ok(["kernel", "ls", "--format", "json"]);
     assert!(list.contains("\"image:sha256:"), "{list}");
 }

@@ -41,6 +41,7 @@ pub fn run(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
         let timings = match &vm.state {
             State::Alive => runtime()?.block_on(control::status(&vm.dir))?.timings,
             State::Ended(end) => end.timings,
+            State::Stopped => anyhow::bail!("VM '{}' was not started since the host was", vm.record.name),
             State::Lost => anyhow::bail!("nobody knows: the lazyroot of VM '{}' was killed", vm.record.name),
         };
         return print(&ps::timings(&timings));

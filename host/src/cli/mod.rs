@@ -11,6 +11,7 @@ mod logs;
 mod manual;
 #[cfg(target_os = "linux")]
 mod mount;
+mod persist;
 mod profile;
 mod ps;
 mod run;
@@ -68,6 +69,12 @@ enum Verb {
     Stop(life::StopArgs),
     Wait(life::WaitArgs),
     Rm(life::RmArgs),
+    Start(persist::StartArgs),
+    Update(persist::UpdateArgs),
+    Resize(persist::ResizeArgs),
+    Snapshot(persist::SnapshotArgs),
+    Fork(persist::ForkArgs),
+    Commit(persist::CommitArgs),
     Pause(life::PauseArgs),
     Resume(life::ResumeArgs),
     /// Brings images into the store and shows what is there
@@ -160,6 +167,12 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::Stop(args) => life::stop(&args, &context),
         Verb::Wait(args) => life::wait(&args, &context),
         Verb::Rm(args) => life::rm(&args, &context),
+        Verb::Start(args) => persist::start(&args, &context, launched),
+        Verb::Update(args) => persist::update(args, &context),
+        Verb::Resize(args) => persist::resize(&args, &context),
+        Verb::Snapshot(args) => persist::snapshot(&args, &context),
+        Verb::Fork(args) => persist::fork(&args, &context),
+        Verb::Commit(args) => persist::commit(&args, &context, launched),
         Verb::Pause(args) => life::pause(&args, &context),
         Verb::Resume(args) => life::resume(&args, &context),
         Verb::Kernel(command) => kernel::run(command, &context),
@@ -196,6 +209,14 @@ fn output(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<ExitCode> 
         Err(error) if error.chain().any(is_broken_pipe) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error),
         Ok(()) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The arguments of a command line of `run`.
+fn parse_run(words: &[String]) -> Result<run::RunArgs> {
+    match Cli::try_parse_from(words)?.verb {
+        Verb::Run(args) => Ok(*args),
+        _ => anyhow::bail!("the VM was not made by 'run'"),
     }
 }
 

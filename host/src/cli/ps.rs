@@ -91,6 +91,7 @@ async fn show(vm: Found) -> Shown {
         (State::Ended(end), _) if end.status.is_some() => ("exited".to_owned(), Some(end)),
         (State::Ended(end), _) => ("failed".to_owned(), Some(end)),
         (State::Lost, _) => ("lost".to_owned(), None),
+        (State::Stopped, _) => ("stopped".to_owned(), None),
     };
     let timings = status.as_ref().map(|status| status.timings).or(end.as_ref().map(|end| end.timings));
     Shown {

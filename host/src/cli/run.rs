@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -16,13 +17,15 @@ use super::logs::OWN_LOG;
 use super::{Context, background};
 use crate::serve::ProfileUse;
 use crate::store::{BOOT, Image, Store};
-use crate::vm::exec;
 use crate::vm::factory::Choice;
 use crate::vm::hypervisor::Network;
+use crate::vm::instance::{State, Vms};
 use crate::vm::launch::{self, Keep, Launch};
+use crate::vm::persist::{Disks, Saved};
 use crate::vm::ports::PortMap;
 use crate::vm::ready::Wait;
 use crate::vm::volume::Volume;
+use crate::vm::{copy, exec};
 
 /// Boot an ephemeral VM into an image, and run a command in it or its own init
 ///
@@ -42,6 +45,10 @@ pub struct RunArgs {
     /// With --detach: remove the VM's logs and name when it ends
     #[arg(long, requires = "detach")]
     rm: bool,
+    /// With --detach and --name: keep what the guest writes on a sparse disk of this size; 'stop', 'start' and 'rm' it
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "16G",
+        value_parser = disk_size, requires_all = ["detach", "name"], conflicts_with = "rm")]
+    persist: Option<u64>,
     /// Give the command a terminal
     #[arg(short, long, conflicts_with = "detach")]
     tty: bool,
@@ -133,13 +140,26 @@ fn unit(path: &Path) -> Result<(String, Vec<u8>)> {
     Ok((name.to_owned(), read(path)?))
 }
 
-fn memory(text: &str) -> Result<u32, String> {
+/// MiB of an amount.
+fn mebibytes(text: &str) -> Option<u32> {
     let (digits, unit) = match text.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
         text if text.ends_with('G') => (text[..text.len() - 1].to_owned(), 1024),
         text if text.ends_with('M') => (text[..text.len() - 1].to_owned(), 1),
         text => (text.to_owned(), 1),
     };
-    let mib = digits.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
+    digits.parse::<u32>().ok().and_then(|number| number.checked_mul(unit))
+}
+
+/// A disk's size in bytes.
+pub fn disk_size(text: &str) -> Result<u64, String> {
+    mebibytes(text)
+        .map(|mib| u64::from(mib) << 20)
+        .ok_or_else(|| format!("'{text}' is no size of a disk: give MiB, or a number with M or G"))
+}
+
+/// Memory in MiB.
+pub fn memory(text: &str) -> Result<u32, String> {
+    let mib = mebibytes(text);
     /// Less than this and Debian's kernel with its initramfs does not come up.
     const LEAST: u32 = 128;
     match mib {
@@ -154,10 +174,78 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
     if args.detach && !background::is_here() {
         return background::start();
     }
+    let Some((bytes, name)) = args.persist.zip(args.name.clone()) else { return boot(args, context, None, launched) };
+    let store = args.source.open(context)?;
+    let image = store.resolve(&args.image)?;
+    let words = std::env::args_os().map(std::ffi::OsString::into_string).collect::<Result<Vec<_>, _>>();
+    let saved = Saved {
+        arguments: words.map_err(|word| anyhow::anyhow!("{} cannot be kept: it is not UTF-8", word.display()))?,
+        folder: std::env::current_dir()?,
+        store: context.store.clone(),
+        image: image.id.to_string(),
+        cpus: None,
+        memory_mib: None,
+        kernel: None,
+    };
+    Vms::open(&context.home)?.check_free(&name)?;
+    let disks = Disks::open(&context.home)?;
+    disks.create(&name, &saved, bytes)?;
+    let disk = disks.disk(&name);
+    disks.keep_image(&name, &store, &image);
+    let claim = disks.claim(&name)?;
+    let outcome = boot(args, context, Some(disk), launched);
+    drop(claim);
+    // One that never came up is none. One that did has left a folder of its own, whatever became of it.
+    if Vms::open(&context.home)?.find(&name).is_ok_and(|vm| vm.state == State::Stopped) {
+        disks.remove(&name)?;
+    }
+    outcome
+}
+
+/// Starts a persistent VM again.
+pub fn start(name: &str, saved: Saved, context: &Context, launched: Instant) -> Result<ExitCode> {
+    let (args, context) = again(name, saved, context)?;
+    let disk = Disks::open(&context.home)?.disk(name);
+    boot(args, &context, Some(disk), launched)
+}
+
+/// Boots a persistent VM so that nothing runs in it, and makes an image of what its guest has written.
+pub fn commit(name: &str, saved: Saved, to: &str, context: &Context, launched: Instant) -> Result<Image> {
+    let (mut args, context) = again(name, saved, context)?;
+    // Nothing that would be written to the disk, or could fail, for a guest that does nothing.
+    args.net = Some(NetworkChoice::None);
+    (args.ports, args.volumes, args.credentials, args.units) = Default::default();
+    let store = Arc::new(args.source.open(&context)?);
+    let mut launch = launch(args, &store, &context, ProfileUse::Ignore)?;
+    launch.disk = Some(Disks::open(&context.home)?.disk(name));
+    let base = launch.image.clone();
+    store.ensure_can_commit(&base)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(launch::run_around(&context.home, &store, launch, launched, async |dir: PathBuf| {
+        let (store, to) = (store.clone(), to.to_owned());
+        copy::upper(&dir, move |layer| store.commit(&base, layer, &to)).await
+    }))
+}
+
+/// The arguments by which a persistent VM is started again, and what they are to be read with.
+fn again(name: &str, saved: Saved, context: &Context) -> Result<(RunArgs, Context)> {
+    std::env::set_current_dir(&saved.folder).with_context(|| format!("cannot enter {}", saved.folder.display()))?;
+    let mut args = super::parse_run(&saved.arguments)?;
+    args.image = saved.image;
+    args.name = Some(name.to_owned());
+    args.cpus = saved.cpus.unwrap_or(args.cpus);
+    args.memory = saved.memory_mib.unwrap_or(args.memory);
+    args.kernel = saved.kernel.or(args.kernel);
+    Ok((args, Context { home: context.home.clone(), store: saved.store, verbose: context.verbose }))
+}
+
+/// Runs the VM, with its changes on a disk if there is one.
+fn boot(args: RunArgs, context: &Context, disk: Option<PathBuf>, launched: Instant) -> Result<ExitCode> {
     let store = args.source.open(context)?;
     let (detach, rm, report) = (args.detach, args.rm, args.report);
     let profile = if args.no_profile { ProfileUse::Ignore } else { ProfileUse::Follow };
-    let launch = launch(args, &store, context, profile)?;
+    let mut launch = launch(args, &store, context, profile)?;
+    launch.disk = disk;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if detach {
         background::enter();
@@ -218,6 +306,7 @@ fn launch(args: RunArgs, store: &Store, context: &Context, profile: ProfileUse) 
         wait: args.wait.unwrap_or_default(),
         profile,
         at_most: None,
+        disk: None,
     })
 }
 

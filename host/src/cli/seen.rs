@@ -123,7 +123,7 @@ pub async fn find(context: &Context, text: &str) -> Result<Subject> {
     let name = &vm.record.name;
     let (stats, alive) = match vm.state {
         State::Alive => (see::ask_stats(&vm.dir).await.with_context(|| format!("VM '{name}'"))?, true),
-        State::Ended(_) | State::Lost => {
+        State::Ended(_) | State::Lost | State::Stopped => {
             (see::kept_stats(&vm.dir).with_context(|| format!("VM '{name}' has ended and left no figures"))?, false)
         }
     };

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -279,6 +279,25 @@ fn live_streams<Hash: FsVerityHashValue>(repository: &Repository<Hash>) -> Resul
         }
     }
     Ok(Streams { objects })
+}
+
+/// Writes the image `base` with the changes in `layer`, and all to the disk; see [`Store::commit`].
+pub(super) fn commit(store: &Store, base: &ObjectId, layer: impl Read) -> Result<ObjectId> {
+    let committed = match store.algorithm() {
+        Algorithm::Sha256 => commit_with::<Sha256HashValue>(store, base, layer),
+        Algorithm::Sha512 => commit_with::<Sha512HashValue>(store, base, layer),
+    };
+    committed.map_err(|error| explain(error, store))
+}
+
+fn commit_with<Hash: FsVerityHashValue>(store: &Store, base: &ObjectId, layer: impl Read) -> Result<ObjectId> {
+    let repository = Repository::<Hash>::open_path(CWD, store.path())?;
+    repository.ensure_writable()?;
+    let manifest = fs::read(store.manifest(base)).with_context(|| format!("cannot read the manifest of {base}"))?;
+    let tree = super::layer::merge(&repository, &manifest, layer)?;
+    let id = tree.commit_image(&repository, None)?;
+    repository.sync()?;
+    Ok(object_id(&id))
 }
 
 fn forget_name_with<Hash: FsVerityHashValue>(store: &Store, name: &str) -> Result<()> {

@@ -133,7 +133,7 @@ impl<'a> Collection<'a> {
         let mut pinned: BTreeMap<ObjectId, Vec<String>> = BTreeMap::new();
         for pin in self.store.pins()? {
             let id = pin.image.parse().context("a pin names no image")?;
-            pinned.entry(id).or_default().push(format!("{} (process {})", pin.user, pin.pid));
+            pinned.entry(id).or_default().push(pin.shown());
         }
         Ok(pinned)
     }
@@ -264,7 +264,7 @@ fn object_of_link(target: &Path) -> Option<ObjectId> {
 }
 
 /// What is in a folder; nothing if it is not there.
-fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(vec![]);

@@ -4,6 +4,7 @@ mod cache;
 mod chain;
 #[cfg(target_os = "linux")]
 mod checked;
+mod commit;
 #[cfg(target_os = "linux")]
 mod composefs;
 #[cfg(not(target_os = "linux"))]
@@ -19,6 +20,8 @@ mod gc;
 mod image;
 mod import;
 mod index;
+#[cfg(target_os = "linux")]
+mod layer;
 mod listing;
 mod manifest;
 mod name;

@@ -3,17 +3,25 @@
 //! A pin is a locked file in the store, for a store may be used from several homes. The kernel unlocks it however its
 //! process ends, so a file that nobody holds locked is a pin of the dead. It is locked before it has its name, so
 //! that nobody ever sees a living one unlocked.
+//!
+//! What needs an image without a process, as a stopped VM with a disk does, has a file that names the image; a pin in
+//! another folder says which, and holds as long as that does.
 
 use std::fs::{self, File, TryLockError};
+use std::hash::{Hash, Hasher};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::ObjectId;
 use serde::{Deserialize, Serialize};
 
+use super::gc::list;
 use super::image::Image;
 use super::repo::Store;
+
+/// The folder of pins that need no process.
+const HELD: &str = "held";
 
 /// Keeps an image in its store until it is dropped.
 #[derive(Debug)]
@@ -34,10 +42,30 @@ impl Drop for Pin {
 pub struct PinRecord {
     /// What uses the image, for people: `VM web`.
     pub user: String,
-    /// Its process.
-    pub pid: u32,
+    /// Its process, if it is one.
+    pub pid: Option<u32>,
+    /// A file that uses it by its id, if there is no process.
+    #[serde(default)]
+    pub holder: Option<PathBuf>,
     /// The image's id in hex.
     pub image: String,
+}
+
+impl PinRecord {
+    /// What uses the image, for people.
+    pub fn shown(&self) -> String {
+        let user = crate::text::printable(&self.user);
+        match self.pid {
+            Some(pid) => format!("{user} (process {pid})"),
+            None => format!("{user} (stopped)"),
+        }
+    }
+
+    /// Whether what holds it without a process is there.
+    fn is_held(&self) -> bool {
+        let names = |text: Vec<u8>| text.windows(self.image.len()).any(|part| part == self.image.as_bytes());
+        self.holder.as_ref().is_some_and(|holder| fs::read(holder).is_ok_and(names))
+    }
 }
 
 impl Store {
@@ -47,7 +75,8 @@ impl Store {
     /// # Errors
     /// If the image was removed meanwhile.
     pub fn pin(&self, image: &Image, user: &str) -> Result<Option<Pin>> {
-        let record = PinRecord { user: user.to_owned(), pid: std::process::id(), image: image.id.to_hex() };
+        let record =
+            PinRecord { user: user.to_owned(), pid: Some(std::process::id()), holder: None, image: image.id.to_hex() };
         let pin = match self.write_pin(&record) {
             Ok(pin) => Some(pin),
             Err(error) => {
@@ -63,6 +92,21 @@ impl Store {
             bail!("image {} was removed meanwhile: import it again", image.id);
         }
         Ok(pin)
+    }
+
+    /// Keeps an image for `user` as long as the file `holder` is there and has the image's id in it, whether anything runs
+    /// or not.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
+    pub fn keep_while(&self, image: &Image, user: &str, holder: &Path) -> Result<()> {
+        let holder = std::path::absolute(holder)?;
+        let record = PinRecord { user: user.to_owned(), pid: None, holder: Some(holder), image: image.id.to_hex() };
+        let mut hash = std::hash::DefaultHasher::new();
+        (&record.holder, &record.image).hash(&mut hash);
+        let file = format!("{HELD}/{:016x}", hash.finish());
+        let written = self.files.write_durably(&file, &serde_json::to_vec(&record)?);
+        written.with_context(|| format!("cannot note in {} that {user} uses an image", self.path().display()))
     }
 
     fn write_pin(&self, record: &PinRecord) -> io::Result<Pin> {
@@ -84,13 +128,8 @@ impl Store {
     /// If the pins cannot be read: then nobody can tell what is in use.
     pub fn pins(&self) -> Result<Vec<PinRecord>> {
         let dir = self.files.path("pins");
-        let entries = match fs::read_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-            entries => entries.with_context(|| format!("cannot list {}", dir.display()))?,
-        };
-        let mut pins = Vec::new();
-        for entry in entries {
-            let path = entry?.path();
+        let mut pins = self.held()?;
+        for path in list(&dir)? {
             let shown = path.display();
             let file = match File::open(&path) {
                 Ok(file) => file,
@@ -114,17 +153,27 @@ impl Store {
         Ok(pins)
     }
 
+    /// The pins of what needs no process; those of what is gone are removed.
+    fn held(&self) -> Result<Vec<PinRecord>> {
+        let mut pins = Vec::new();
+        for path in list(&self.files.path(HELD))? {
+            let text = fs::read(&path).with_context(|| format!("cannot read the pin {}", path.display()))?;
+            // One that is not whole was never said to be there.
+            match serde_json::from_slice::<PinRecord>(&text) {
+                Ok(pin) if pin.is_held() => pins.push(pin),
+                _ => drop(fs::remove_file(&path)),
+            }
+        }
+        Ok(pins)
+    }
+
     /// Fails if something uses the image, saying what.
     pub(super) fn ensure_unused(&self, id: &ObjectId) -> Result<()> {
         let hex = id.to_hex();
         let pins = self.pins()?;
-        let users: Vec<String> = pins
-            .iter()
-            .filter(|pin| pin.image == hex)
-            .map(|pin| format!("{} (process {})", crate::text::printable(&pin.user), pin.pid))
-            .collect();
+        let users: Vec<String> = pins.iter().filter(|pin| pin.image == hex).map(PinRecord::shown).collect();
         if !users.is_empty() {
-            bail!("image {id} is in use by {}: end that first", users.join(", "));
+            bail!("image {id} is in use by {}: end or remove that first", users.join(", "));
         }
         Ok(())
     }

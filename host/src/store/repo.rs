@@ -394,7 +394,7 @@ impl Store {
         self.open_image(id, Some(name.to_string()))
     }
 
-    fn open_image(&self, id: ObjectId, name: Option<String>) -> Result<Image> {
+    pub(super) fn open_image(&self, id: ObjectId, name: Option<String>) -> Result<Image> {
         let index = Arc::new(self.index(&id)?);
         let config = self.config(&id, name.as_deref());
         Ok(Image { id, manifest: self.manifest(&id), index, config, name })
@@ -432,7 +432,13 @@ impl Store {
         serde_json::from_slice(&record).ok().filter(|record: &NameRecord| record.image == id.to_hex())
     }
 
-    fn set_name(&self, name: &ImageName, id: &ObjectId, config: Option<&[u8]>, source: Option<String>) -> Result<()> {
+    pub(super) fn set_name(
+        &self,
+        name: &ImageName,
+        id: &ObjectId,
+        config: Option<&[u8]>,
+        source: Option<String>,
+    ) -> Result<()> {
         let _lock = self.lock()?;
         let config = config.map(serde_json::from_slice).transpose().context("the image's configuration is no JSON")?;
         let record = NameRecord { image: id.to_hex(), config, source };

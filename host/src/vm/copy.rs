@@ -84,6 +84,34 @@ pub async fn get(dir: &Path, source: &[u8], target: &Path) -> Result<()> {
     .await?
 }
 
+/// Has `take` read a guest's upper layer, a stream of [`lazyroot_archive::pack_layer`].
+///
+/// # Errors
+/// If the guest cannot send it, or `take` fails.
+pub async fn upper<T: Send + 'static>(
+    dir: &Path,
+    take: impl FnOnce(&mut dyn Read) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let stream = open(dir, &Wish::Upper).await?;
+    tokio::task::spawn_blocking(move || {
+        let mut pieces = FromGuest { stream, piece: Vec::new(), taken: 0, end: None };
+        take(&mut BufReader::with_capacity(MAX_DATA, Whole(&mut pieces)))
+    })
+    .await?
+}
+
+/// The guest's pieces, whose end is an error unless the guest has said that it is done.
+struct Whole<'a>(&'a mut FromGuest);
+
+impl Read for Whole<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match (self.0.read(buffer)?, &self.0.end) {
+            (0, Some(Err(why))) => Err(io::Error::other(format!("the guest says: {}", printable(why)))),
+            (count, _) => Ok(count),
+        }
+    }
+}
+
 /// The guest's processes: a line for each, fields separated by tabs.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::persist::Disks;
 use super::ports::PortMap;
 use super::status::Timings;
 use super::volume::Volume;
@@ -41,6 +42,8 @@ pub struct Record {
     pub created: u64,
     /// Whether its folder stays when it has ended.
     pub keep: bool,
+    /// Whether it keeps what its guest writes.
+    pub persistent: bool,
     /// What programs run with unless told otherwise.
     pub defaults: Defaults,
     /// Ports of the host that lead into it.
@@ -82,6 +85,8 @@ pub enum State {
     Ended(End),
     /// Its lazyroot is gone without a word: killed, or the host crashed.
     Lost,
+    /// It keeps what its guest writes, and was not started since the host was, or at all.
+    Stopped,
 }
 
 /// A VM's folder, as it is found by others.
@@ -127,7 +132,10 @@ pub fn now() -> u64 {
 }
 
 /// All VMs of a home.
-pub struct Vms(PathBuf);
+pub struct Vms {
+    dir: PathBuf,
+    disks: Disks,
+}
 
 impl Vms {
     /// Those of this home.
@@ -135,7 +143,7 @@ impl Vms {
     /// # Errors
     /// If their folder cannot be made, or is not private.
     pub fn open(home: &Home) -> Result<Self> {
-        Ok(Self(home.runtime_dir("vm")?))
+        Ok(Self { dir: home.runtime_dir("vm")?, disks: Disks::open(home)? })
     }
 
     /// What there is, the oldest first.
@@ -144,12 +152,20 @@ impl Vms {
     /// If the folder cannot be read.
     pub fn list(&self) -> Result<Vec<Found>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.0)? {
+        for entry in fs::read_dir(&self.dir)? {
             let dir = entry?.path();
             // One without is on its way in or out.
             let Some(record) = read_json(&dir.join("vm.json")) else { continue };
             let Some(state) = state(&dir)? else { continue };
             found.push(Found { record, state, dir });
+        }
+        for name in self.disks.names()? {
+            if found.iter().all(|vm| vm.record.name != name) {
+                let saved = self.disks.get(&name)?;
+                let dir = self.disks.disk(&name).parent().map(Path::to_owned).unwrap_or_default();
+                let record = Record { name, image: saved.image, persistent: true, keep: true, ..Record::default() };
+                found.push(Found { record, state: State::Stopped, dir });
+            }
         }
         found.sort_by(|a, b| (a.record.created, &a.record.name).cmp(&(b.record.created, &b.record.name)));
         Ok(found)
@@ -182,6 +198,9 @@ impl Vms {
     /// If it lives, or its folder cannot be removed.
     pub fn remove(&self, vm: &Found) -> Result<()> {
         let _launching = self.hold_launches()?;
+        if vm.record.persistent && !vm.is_alive() {
+            self.disks.remove(&vm.record.name)?;
+        }
         match state(&vm.dir)? {
             Some(State::Alive) => bail!("VM '{0}' is running: 'lazyroot stop {0}' first, or --force", vm.record.name),
             _ => match fs::remove_dir_all(&vm.dir) {
@@ -192,10 +211,20 @@ impl Vms {
         }
     }
 
+    fn named(&self, name: &str) -> Result<Option<Found>> {
+        Ok(self.list()?.into_iter().find(|vm| vm.record.name == name))
+    }
+
+    /// # Errors
+    /// If the name is taken, or is no good as a host name.
+    pub fn check_free(&self, name: &str) -> Result<()> {
+        refuse(name, self.named(name)?)
+    }
+
     /// One launch or removal at a time while it is held: a folder must not be swept between its making and its
     /// locking, nor a name be given twice.
     fn hold_launches(&self) -> Result<File> {
-        let folder = File::open(&self.0)?;
+        let folder = File::open(&self.dir)?;
         folder.lock().context("cannot lock the folder of VMs")?;
         Ok(folder)
     }
@@ -206,24 +235,23 @@ impl Vms {
     /// If the name is taken, or is no good as a host name.
     pub fn create(&self, mut record: Record) -> Result<Instance> {
         let _launching = self.hold_launches()?;
-        sweep(&self.0)?;
+        sweep(&self.dir)?;
         // Short and unique among the living: the folder's name is part of every socket's address.
-        let dir = tempfile::Builder::new().prefix("").rand_bytes(6).tempdir_in(&self.0)?;
+        let dir = tempfile::Builder::new().prefix("").rand_bytes(6).tempdir_in(&self.dir)?;
         if record.name.is_empty() {
             let id = dir.path().file_name().unwrap_or_default().to_string_lossy().to_lowercase();
             record.name = format!("vm-{id}");
         }
-        check_name(&record.name)?;
-        if let Some(other) = self.list()?.into_iter().find(|other| other.record.name == record.name) {
-            let name = &record.name;
-            match other.state {
-                State::Alive => bail!(
-                    "a VM named '{name}' is running already (process {}): choose another --name",
-                    other.record.pid
-                ),
-                _ => bail!("a VM named '{name}' has ended: 'lazyroot rm {name}', or choose another --name"),
+        if record.persistent {
+            // What its last run left is over; its disk is what it goes on with.
+            if let Some(last) =
+                self.named(&record.name)?.filter(|last| matches!(last.state, State::Ended(_) | State::Lost))
+            {
+                fs::remove_dir_all(&last.dir).context("cannot clear the VM's folder")?;
             }
         }
+        let other = self.named(&record.name)?.filter(|other| !(record.persistent && other.state == State::Stopped));
+        refuse(&record.name, other)?;
         let lock = File::create(dir.path().join("lock"))?;
         lock.lock().context("cannot lock the VM's folder")?;
         record.created = now();
@@ -311,6 +339,24 @@ fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
     write().with_context(|| format!("cannot write {} in the VM's folder", name))
 }
 
+/// # Errors
+/// If there is another VM of that name, or it is no good as a host name.
+fn refuse(name: &str, other: Option<Found>) -> Result<()> {
+    check_name(name)?;
+    match other {
+        None => Ok(()),
+        Some(Found { state: State::Alive, record, .. }) => {
+            bail!("a VM named '{name}' is running already (process {}): choose another --name", record.pid)
+        }
+        Some(Found { state: State::Stopped, .. }) => {
+            bail!(
+                "there is a stopped VM named '{name}': 'lazyroot start {name}', 'lazyroot rm {name}', or another name"
+            )
+        }
+        Some(_) => bail!("a VM named '{name}' has ended: 'lazyroot rm {name}', or choose another --name"),
+    }
+}
+
 /// A name that is good for a VM, a host and a command line.
 fn check_name(name: &str) -> Result<()> {
     let fits = !name.is_empty()
@@ -366,6 +412,14 @@ fn sweep(parent: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn vms(parent: &Path) -> Vms {
+        let disks = parent.join("disks");
+        let dir = parent.join("vm");
+        fs::create_dir_all(&disks).unwrap();
+        fs::create_dir_all(&dir).unwrap();
+        Vms { dir, disks: Disks::at(disks) }
+    }
+
     fn named(name: &str) -> Record {
         Record { name: name.into(), ..Record::default() }
     }
@@ -379,7 +433,7 @@ mod tests {
     #[test]
     fn launches_at_the_same_time_do_not_disturb_one_another() {
         let parent = tempfile::tempdir().unwrap();
-        let vms = Vms(parent.path().to_owned());
+        let vms = vms(parent.path());
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
@@ -398,7 +452,7 @@ mod tests {
     #[test]
     fn the_dead_are_swept_away_unless_they_are_kept_and_told_from_the_living() {
         let parent = tempfile::tempdir().unwrap();
-        let vms = Vms(parent.path().to_owned());
+        let vms = vms(parent.path());
         let living = vms.create(named("living")).unwrap();
         let mut ended = vms.create(named("ended")).unwrap();
         ended.keep().unwrap();
@@ -410,7 +464,7 @@ mod tests {
             if keep {
                 instance.keep().unwrap();
             }
-            let copy = parent.path().join(format!("{name}-copy"));
+            let copy = parent.path().join("vm").join(format!("{name}-copy"));
             fs::create_dir(&copy).unwrap();
             for file in ["vm.json", "lock"] {
                 fs::copy(instance.dir().join(file), copy.join(file)).unwrap();
@@ -436,7 +490,7 @@ mod tests {
     #[test]
     fn a_vm_is_found_by_name_id_or_a_beginning_that_is_its_alone() {
         let parent = tempfile::tempdir().unwrap();
-        let vms = Vms(parent.path().to_owned());
+        let vms = vms(parent.path());
         assert!(vms.find("web").unwrap_err().to_string().contains("no other"));
         let _both = [vms.create(named("web")).unwrap(), vms.create(named("web-2")).unwrap()];
         let other = vms.create(named("other")).unwrap();

@@ -5,12 +5,13 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use lazyroot_proto::boot::UPPER_DISK;
 use lazyroot_proto::exec::{Exec, ExecError};
 use lazyroot_proto::settings::{self, MAX_SETTINGS, Settings};
 use tokio::sync::mpsc;
@@ -20,7 +21,7 @@ use super::arch::Arch;
 use super::console::ConsoleLog;
 use super::control::{Control, Order, OrderKind};
 use super::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
-use super::hypervisor::{Console, GuestListener, Hypervisor, Machine, MachineSpec, Network, Share};
+use super::hypervisor::{Access, Console, Disk, GuestListener, Hypervisor, Machine, MachineSpec, Network, Share};
 use super::instance::{self, Defaults, End, Instance, Record, Vms};
 use super::kernel::{Kernel, KernelSource, Kernels};
 use super::log::{self, Log};
@@ -46,6 +47,8 @@ const READY_DEADLINE: Duration = Duration::from_secs(300);
 
 /// How long after a guest's streams its hypervisor may end, for that to be the reason.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long a guest whose command has ended may take to write what it kept in memory to its disk.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What an x86 kernel takes of its command line, in bytes (COMMAND_LINE_SIZE, less the final NUL); it cuts off the
 /// rest without a word.
@@ -96,6 +99,8 @@ pub struct Launch {
     pub profile: ProfileUse,
     /// End the VM after this long; it has no terminal then.
     pub at_most: Option<Duration>,
+    /// A disk for what the guest writes, which formats it if it is blank; memory if `None`.
+    pub disk: Option<PathBuf>,
 }
 
 /// How a launch went.
@@ -223,11 +228,56 @@ pub async fn run_detached(
         Ok(status) => (Some(status.0), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
-    vm.instance.end(&End { status, reason, at: instance::now(), timings: vm.watch.timings() })?;
+    let end = End { status, reason, at: instance::now(), timings: vm.watch.timings() };
+    if let Err(error) = vm.instance.end(&end) {
+        // It is over all the same.
+        tracing::warn!("{error:#}");
+    }
     if keep == Keep::UntilRemoved {
         Reporter::new(vm.server.clone(), Kind::Vm, vm.instance.name()).keep(vm.instance.dir())?;
     }
     Ok(Outcome::Ended(Status(status.unwrap_or_default())))
+}
+
+/// Boots a VM in which nothing runs, neither the image's init nor a command, does `work` with its folder, and ends it.
+///
+/// # Errors
+/// If it does not come up, or `work` fails.
+pub async fn run_around<T, W: Future<Output = Result<T>>>(
+    home: &Home,
+    store: &Store,
+    mut launch: Launch,
+    launched: Instant,
+    work: impl FnOnce(PathBuf) -> W,
+) -> Result<T> {
+    // Its agent is there for commands; none is run.
+    launch.command = Some(Exec::default());
+    let interrupted = |status: Status| anyhow!("ended by a signal ({})", status.0);
+    let mut vm = tokio::select! {
+        biased;
+        status = exec::ended_by_signal() => return Err(interrupted(status?)),
+        vm = Vm::start(home, store, &launch, Sitter::Nobody, launched) => vm?,
+    };
+    let (hub, watch, dir) = (vm.hub.clone(), vm.watch.clone(), vm.instance.dir().to_owned());
+    let work = async {
+        tokio::time::timeout(BOOT_DEADLINE, hub.agent()).await.map_err(|_| too_late())?;
+        watch.ready();
+        tokio::select! {
+            biased;
+            status = exec::ended_by_signal() => Err(interrupted(status?)),
+            done = work(dir) => done,
+        }
+    };
+    let driven = vm.drive(work).await;
+    vm.end_machine().await;
+    match driven {
+        Ok(Driven::Done(done)) => done,
+        Ok(Driven::Ended | Driven::Killed) => bail!("the VM ended too early"),
+        Err(error) => match vm.explain(Err(error)) {
+            Err(error) => Err(error),
+            Ok(_) => bail!("the VM ended too early"),
+        },
+    }
 }
 
 /// What becomes of a VM's folder when the VM has ended.
@@ -299,6 +349,7 @@ impl Vm {
         let mut features = Vec::new();
         features.extend((network != Network::None).then_some(Feature::Network));
         features.extend((!shares.is_empty()).then_some(Feature::Share));
+        features.extend(launch.disk.is_some().then_some(Feature::Disk));
         let initramfs = initramfs::build(home, &kernel, &initramfs::guest_init_path(kernel.bundle.arch)?, &features)?;
         let hypervisor = factory::make(home, launch.hypervisor, &kernel, &initramfs).await?;
         let accelerator = hypervisor.acceleration();
@@ -323,7 +374,11 @@ impl Vm {
             dir: instance.dir().to_owned(),
             console,
             vsock_port,
-            disks: Vec::new(),
+            disks: launch
+                .disk
+                .iter()
+                .map(|path| Disk { path: path.clone(), access: Access::ReadWrite, id: UPPER_DISK.into() })
+                .collect(),
             shares: shares.clone(),
             network,
         };
@@ -509,6 +564,17 @@ impl Vm {
 
     /// Ends the hypervisor, and takes the rest of what the guest wrote to its console and of what it had read.
     async fn end_machine(&mut self) {
+        if self.instance.record().persistent {
+            // What was written is to be on the disk before the end: the guest is asked, unless it was already.
+            let now = tokio::time::Instant::now();
+            let deadline = match self.kill_at {
+                Some(at) => at,
+                None if self.hub.power_off().await.is_ok() => now + FLUSH_DEADLINE,
+                None => now,
+            };
+            // Fails if it has ended by itself.
+            let _ = tokio::time::timeout_at(deadline, self.machine.wait()).await;
+        }
         self.machine.kill().await;
         let _ = tokio::time::timeout(LAST_READS, self.server.idle()).await;
         if let Some(console) = &mut self.console {
@@ -584,6 +650,7 @@ fn record(launch: &Launch, kernel: &Kernel) -> Record {
         memory_mib: launch.memory_mib,
         defaults: Defaults { env: config.env, workdir: config.working_dir, user: config.user },
         volumes: launch.volumes.clone(),
+        persistent: launch.disk.is_some(),
         ..Record::default()
     }
 }
@@ -627,6 +694,9 @@ fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port:
         format!("lazyroot.hostname={name}"),
         "lazyroot.settings".to_owned(),
     ];
+    if launch.disk.is_some() {
+        words.push("lazyroot.upper=disk".to_owned());
+    }
     if launch.command.is_none() {
         // systemd would take it from the image, where all VMs find the same.
         words.push(format!("systemd.hostname={name}"));

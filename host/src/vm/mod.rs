@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod launch;
 pub mod log;
 pub mod modules;
+pub mod persist;
 pub mod podman;
 pub mod ports;
 pub mod programs;

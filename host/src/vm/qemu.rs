@@ -186,8 +186,12 @@ impl Qemu {
         add(["-serial", "chardev:console"]);
         for disk in &spec.disks {
             let (path, id) = (option(utf8(&disk.path)?), option(&disk.id));
+            // A full disk of the host is the guest's error, not a guest that stands still.
             let readonly = if disk.access == Access::ReadOnly { "on" } else { "off" };
-            add(["-drive", &format!("if=none,format=raw,id=disk-{id},readonly={readonly},discard=unmap,file={path}")]);
+            add([
+                "-drive",
+                &format!("if=none,format=raw,id=disk-{id},readonly={readonly},discard=unmap,werror=report,file={path}"),
+            ]);
             add(["-device", &format!("virtio-blk-pci,drive=disk-{id},serial={id}")]);
         }
         match spec.network {

@@ -7,7 +7,6 @@ use indicatif::HumanBytes;
 
 use super::{Format, output};
 use crate::store::Store;
-use crate::text::printable;
 
 /// Arguments of `store stats`.
 #[derive(clap::Args)]
@@ -35,7 +34,7 @@ pub(super) fn stats(args: &StatsArgs, store: &Store) -> Result<ExitCode> {
         line("in no image", HumanBytes(stats.unreferenced_bytes).to_string())?;
         for pin in &stats.in_use {
             let image = pin.image.get(..12).unwrap_or_default();
-            line("in use", format!("image {image} by {} (process {})", printable(&pin.user), pin.pid))?;
+            line("in use", format!("image {image} by {}", pin.shown()))?;
         }
         Ok(())
     })

@@ -1,0 +1,175 @@
+//! `lazyroot start`, `update`, `resize`, `snapshot`, `fork` and `commit`: VMs that keep what their guest writes.
+
+use std::fs::File;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Context, background, print, run, runtime};
+use crate::store::{ImageName, Store};
+use crate::vm::copy;
+use crate::vm::instance::{State, Vms};
+use crate::vm::kernel::Kernels;
+use crate::vm::persist::Disks;
+
+/// Start a stopped VM that was made with --persist
+#[derive(clap::Args)]
+pub struct StartArgs {
+    /// Name of the VM
+    vm: String,
+}
+
+/// Change what a stopped persistent VM is started with
+#[derive(clap::Args)]
+pub struct UpdateArgs {
+    /// Virtual CPUs
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
+    cpus: Option<u32>,
+    /// Memory: MiB, or with a suffix (512M, 2G)
+    #[arg(long, value_parser = run::memory)]
+    memory: Option<u32>,
+    /// Kernel to boot: a release from 'lazyroot kernel ls'
+    #[arg(long, value_name = "RELEASE")]
+    kernel: Option<String>,
+    /// Name of the VM
+    vm: String,
+}
+
+/// Make the disk of a stopped persistent VM larger
+#[derive(clap::Args)]
+pub struct ResizeArgs {
+    /// Name of the VM
+    vm: String,
+    /// Its new size: MiB, or with a suffix (512M, 20G)
+    #[arg(value_parser = run::disk_size)]
+    size: u64,
+}
+
+/// Keep the disk of a stopped persistent VM as it is now, under a name
+#[derive(clap::Args)]
+pub struct SnapshotArgs {
+    /// Name of the VM
+    vm: String,
+    /// Name of the snapshot
+    snapshot: String,
+}
+
+/// Make a persistent VM from a stopped one, or from a snapshot of it
+#[derive(clap::Args)]
+pub struct ForkArgs {
+    /// VM, or VM@SNAPSHOT
+    from: String,
+    /// Name of the new VM
+    name: String,
+}
+
+/// Make an image of a VM: its own with what the guest changed
+///
+/// A stopped VM must have been made with --persist; it is booted for a moment, with nothing running in it. Writing to the
+/// disk of a running one waits meanwhile. Host name, machine id and resolv.conf stay as the image has them.
+#[derive(clap::Args)]
+pub struct CommitArgs {
+    /// Name or id of the VM
+    vm: String,
+    /// Name of the new image
+    image: String,
+}
+
+/// The disks, with a claim on that of a VM that does not run.
+fn stopped(context: &Context, name: &str) -> Result<(Disks, File)> {
+    let alive = Vms::open(&context.home)?.list()?;
+    let running = alive.iter().any(|vm| vm.record.name == name && vm.state == State::Alive);
+    ensure!(!running, "VM '{name}' is running: 'lazyroot stop {name}' first");
+    let disks = Disks::open(&context.home)?;
+    let claim = disks.claim(name)?;
+    Ok((disks, claim))
+}
+
+/// Starts a VM again.
+pub fn start(args: &StartArgs, context: &Context, launched: Instant) -> Result<ExitCode> {
+    let (disks, claim) = stopped(context, &args.vm)?;
+    let saved = disks.get(&args.vm)?;
+    if !background::is_here() {
+        // For the one in the background.
+        drop(claim);
+        return background::start();
+    }
+    run::start(&args.vm, saved, context, launched)
+}
+
+/// Changes what a VM is started with.
+pub fn update(args: UpdateArgs, context: &Context) -> Result<ExitCode> {
+    let (disks, _claim) = stopped(context, &args.vm)?;
+    let mut saved = disks.get(&args.vm)?;
+    if let Some(release) = &args.kernel {
+        Kernels::open(&context.home)?.get(release)?;
+    }
+    saved.cpus = args.cpus.or(saved.cpus);
+    saved.memory_mib = args.memory.or(saved.memory_mib);
+    saved.kernel = args.kernel.or(saved.kernel);
+    disks.set(&args.vm, &saved)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a disk larger.
+pub fn resize(args: &ResizeArgs, context: &Context) -> Result<ExitCode> {
+    let (disks, _claim) = stopped(context, &args.vm)?;
+    disks.resize(&args.vm, args.size)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps a disk.
+pub fn snapshot(args: &SnapshotArgs, context: &Context) -> Result<ExitCode> {
+    let (disks, _claim) = stopped(context, &args.vm)?;
+    disks.snapshot(&args.vm, &args.snapshot)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Forks a VM.
+pub fn fork(args: &ForkArgs, context: &Context) -> Result<ExitCode> {
+    let (from, snapshot) = match args.from.split_once('@') {
+        Some((from, snapshot)) => (from, Some(snapshot)),
+        None => (args.from.as_str(), None),
+    };
+    // A snapshot does not change while its VM runs.
+    let (disks, _claim) = match snapshot {
+        Some(_) => (Disks::open(&context.home)?, None),
+        None => stopped(context, from).map(|(disks, claim)| (disks, Some(claim)))?,
+    };
+    Vms::open(&context.home)?.check_free(&args.name)?;
+    disks.fork(from, snapshot, &args.name)?;
+    let saved = disks.get(&args.name)?;
+    let store = Store::open(&context.home, saved.store.as_deref())?;
+    // Of an upstream's image there is nothing here to keep.
+    if let Ok(image) = store.resolve(&saved.image) {
+        disks.keep_image(&args.name, &store, &image);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes an image of a VM.
+pub fn commit(args: &CommitArgs, context: &Context, launched: Instant) -> Result<ExitCode> {
+    let name: ImageName = args.image.parse()?;
+    let vm = Vms::open(&context.home)?.find(&args.vm)?;
+    let vm_name = vm.record.name.clone();
+    let image = if vm.state == State::Alive {
+        let saved = Disks::open(&context.home)?.get(&vm_name).ok().filter(|_| vm.record.persistent);
+        let store =
+            Store::open(&context.home, saved.and_then(|saved| saved.store).or(context.store.clone()).as_deref())?;
+        let base = store.resolve(&vm.record.image)?;
+        store.ensure_can_commit(&base)?;
+        let to = name.to_string();
+        runtime()?.block_on(copy::upper(&vm.dir, move |layer| store.commit(&base, layer, &to)))
+    } else {
+        ensure!(
+            vm.record.persistent,
+            "VM '{vm_name}' has ended, and what it wrote is gone: only a VM made with --persist keeps it"
+        );
+        let (disks, _claim) = stopped(context, &vm_name)?;
+        let saved = disks.get(&vm_name)?;
+        run::commit(&vm_name, saved, name.as_str(), context, launched)
+    };
+    let image = image.with_context(|| format!("VM '{vm_name}'"))?;
+    print(&format!("{} {name}\n", image.id))
+}
