@@ -385,6 +385,7 @@ fn heading(part: &str) -> &str {
         "guest" => "In a VM",
         "boot" => "Boots",
         "launch" => "Launches",
+        "exec" => "Programs in a running VM",
         "raw" => "Limits, and what lazyroot itself costs",
         other => other,
     }

@@ -8,7 +8,7 @@ use lazyroot_tests::bench::inputs::Inputs;
 use lazyroot_tests::bench::machine::Machine;
 use lazyroot_tests::bench::plan::Plan;
 use lazyroot_tests::bench::report::Report;
-use lazyroot_tests::bench::{boot, guest, launch, native, raw};
+use lazyroot_tests::bench::{boot, exec, guest, launch, native, raw};
 
 /// A part: its name, and what measures it.
 type Part = (&'static str, fn(&Inputs, &Plan, &mut Report) -> Result<()>);
@@ -18,6 +18,7 @@ const PARTS: &[Part] = &[
     (guest::PART, guest::run),
     (boot::PART, boot::run),
     (launch::PART, launch::run),
+    (exec::PART, exec::run),
     (raw::PART, raw::run),
 ];
 
@@ -27,7 +28,7 @@ const PARTS: &[Part] = &[
 struct Arguments {
     /// Folder for results, and for what is kept between runs
     folder: PathBuf,
-    /// Only this part: native, guest, boot, launch or raw; may be given several times
+    /// Only this part: native, guest, boot, launch, exec or raw; may be given several times
     #[arg(long = "part", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(names()))]
     parts: Vec<String>,
     #[command(flatten)]
