@@ -399,6 +399,42 @@ fn a_store_adds_up() {
 }
 
 #[test]
+fn stats_name_what_is_read_now_and_most() {
+    let (lazyroot, source) = (Lazyroot::default(), temporary());
+    for name in ["cold", "hot", "warm"] {
+        fs::write(source.path().join(name), name.repeat(100)).unwrap();
+    }
+    lazyroot.import(source.path(), "a");
+    let read = |mount: &lazyroot_tests::lazyroot::Mount, name: &str| fs::read(mount.path().join(name)).unwrap();
+    read(&lazyroot.mount("a", &[]), "hot");
+    let start = Instant::now();
+    // With a profile it would be put where a read of it is not seen.
+    let profiles = lazyroot.home().join("repository/lazyroot/profiles");
+    while fs::remove_file(profiles.join(store(&lazyroot).resolve("a").unwrap().id.to_hex())).is_err() {
+        assert!(start.elapsed() < Duration::from_secs(30), "no profile was written");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let mount = lazyroot.mount("a", &[]);
+    read(&mount, "warm");
+    read(&mount, "hot");
+    // A guest tells now and then what it has read.
+    let stats = loop {
+        let stats: Value = serde_json::from_str(&lazyroot.ok(["store", "stats", "--format", "json"])).unwrap();
+        if stats["hottest"][0]["runs"] == 2 && stats["reading"][0]["files"].as_array().unwrap().len() == 2 {
+            break stats;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "{stats}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!((&stats["hottest"][0]["file"], &stats["hottest"][0]["size"]), (&json!("/hot"), &json!(300)));
+    assert_eq!(stats["hottest"][1]["file"], "/warm");
+    assert_eq!(stats["reading"][0]["files"], json!(["/hot", "/warm"]));
+    assert_eq!(stats["reading"][0]["name"], mount.path().to_str().unwrap());
+    let text = lazyroot.ok(["store", "stats"]);
+    assert!(text.contains("/hot (300 B)") && text.contains("; last /hot, /warm\n"), "{text}");
+}
+
+#[test]
 fn the_doctor_looks_at_everything_and_says_what_to_do() {
     let lazyroot = Lazyroot::default();
     let output = lazyroot.command(["doctor", "--format", "json"]).env("PATH", "/nowhere").output().unwrap();

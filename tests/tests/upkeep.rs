@@ -11,6 +11,7 @@ use lazyroot::store::Store;
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use lazyroot_tests::awkward::{awkward_tree, pattern};
 use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::rootfs;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -420,6 +421,81 @@ fn killed_at_any_moment_nothing_is_lost_or_wrong() {
     lazyroot.ok(["image", "rm", "kept"]);
     lazyroot.ok(["store", "gc"]);
     assert_eq!(files(&repository(&lazyroot).join("objects")), []);
+}
+
+#[test]
+fn a_push_that_is_killed_at_any_moment_leaves_a_bucket_whole() {
+    let (lazyroot, other, bucket) = (Lazyroot::default(), Lazyroot::default(), TempDir::with_prefix("lr").unwrap());
+    let source = tree_of(0..150);
+    // Sent in parts.
+    fs::write(source.path().join("large"), (0..5_000_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).unwrap();
+    lazyroot.import(source.path(), "a");
+    let image = Store::at(repository(&lazyroot)).unwrap().resolve("a").unwrap();
+    let url = format!("file://{}", bucket.path().display());
+    let objects = bucket.path().join("objects");
+    let push = ["store", "push", &url, "a"];
+    let mut interrupted = 0;
+    kill_at_many_moments(
+        &lazyroot,
+        50,
+        &push,
+        || {
+            for folder in ["objects", "images", "names", "leaves"] {
+                let _ = fs::remove_dir_all(bucket.path().join(folder));
+            }
+        },
+        || {
+            // What is there under an object's name is that object; what was being written has another name.
+            for (path, _) in files(&objects) {
+                let name = path.strip_prefix(&objects).unwrap().to_str().unwrap().replace('/', "");
+                if !name.contains('#') {
+                    assert_eq!(verity::digest(Algorithm::Sha256, &fs::read(&path).unwrap()).to_hex(), name);
+                }
+            }
+            match bucket.path().join("names").exists() {
+                // A name leads to a whole image.
+                true if !files(&bucket.path().join("names")).is_empty() => {
+                    for (id, size) in image.index.load().unwrap().entries() {
+                        assert_eq!(fs::metadata(objects.join(id.object_path())).unwrap().len(), *size);
+                    }
+                }
+                _ => interrupted += 1,
+            }
+        },
+    );
+    assert!(interrupted >= 10, "the push was interrupted {interrupted} times only");
+    // The last one is completed, and served.
+    lazyroot.ok(push);
+    let copy = bucket.path().join("copy");
+    other.ok(["store", "cp", "--upstream", &url, "a:/", copy.to_str().unwrap()]);
+    lazyroot_tests::tree::assert_same(source.path(), &copy);
+}
+
+#[test]
+fn the_image_of_a_running_vm_stays() {
+    let (lazyroot, other) = (Lazyroot::default(), tree_of(0..3));
+    lazyroot.import(&rootfs(), "debian");
+    lazyroot.import_kernel();
+    let id = id_of(&lazyroot, "debian");
+    lazyroot.ok(["run", "-d", "--hypervisor", "qemu:tcg", "--name", "vm", "debian", "--", "sleep", "1000"]);
+    let error = lazyroot.error(["image", "rm", "debian"]);
+    assert!(error.contains("in use by"), "{error}");
+    // Its name is taken away by another import.
+    lazyroot.import(other.path(), "debian");
+    let collected = gc(&lazyroot, &[]);
+    assert_eq!(collected["images"], serde_json::json!([]));
+    assert!(collected["in_use"][&id][0].is_string(), "{collected}");
+    // Nothing of this was read before.
+    let file = "usr/bin/perl";
+    let said = lazyroot.ok(["exec", "vm", "sha256sum", &format!("/{file}")]);
+    let here = std::process::Command::new("sha256sum").arg(rootfs().join(file)).output().unwrap();
+    assert_eq!(said.split(' ').next(), String::from_utf8(here.stdout).unwrap().split(' ').next());
+    lazyroot.ok(["rm", "--force", "vm"]);
+    let start = Instant::now();
+    while gc(&lazyroot, &[])["images"] != serde_json::json!([id]) {
+        assert!(start.elapsed() < Duration::from_secs(30), "the pin outlives its VM");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]

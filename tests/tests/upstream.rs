@@ -2,7 +2,7 @@
 //!
 //! Mounts need root; `make test` sees to it.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -18,6 +18,7 @@ use lazyroot_tests::frames::next;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::{data, given, rootfs, tree};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Longer than any answer takes.
@@ -285,6 +286,103 @@ fn what_one_upstream_has_damaged_comes_from_the_next() {
     let id = verity::digest(Algorithm::Sha256, &small(3));
     let named = log.lines().any(|line| line.contains(&id.to_string()) && line.contains(bad_peer.upstream()));
     assert!(named, "{log}");
+}
+
+#[test]
+fn a_repair_takes_from_an_upstream_what_its_own_source_no_longer_has() {
+    let (far, near, source) = (Lazyroot::default(), Lazyroot::default(), small_tree(20));
+    far.import(source.path(), "image");
+    near.import(source.path(), "image");
+    let large = fs::read(source.path().join("large")).unwrap();
+    fs::remove_dir_all(source.path()).unwrap();
+    let peer = far.serve_peers();
+    let objects = near.home().join("repository/objects");
+    for file in [object_file(&near, &small(3)), object_file(&near, &large)] {
+        File::options().write(true).open(file).unwrap().write_all_at(b"!", 4000).unwrap();
+    }
+    fs::remove_file(object_file(&near, &small(4))).unwrap();
+    let id: ObjectId =
+        near.ok(["image", "inspect", "image"]).parse::<Value>().unwrap()["id"].as_str().unwrap().parse().unwrap();
+    fs::write(objects.join(id.object_path()), "no manifest").unwrap();
+    let error = near.error(["store", "verify", "--repair"]);
+    assert!(error.contains("4 objects are damaged"), "{error}");
+    let said = near.ok(["store", "verify", "--repair", "--upstream", peer.upstream()]);
+    assert_eq!(said.matches("; repaired").count(), 4, "{said}");
+    near.ok(["store", "verify"]);
+    assert_eq!(near.run(["store", "cat", "image:/large"]).stdout, large);
+    assert_eq!(near.run(["store", "cat", "image:/f4"]).stdout, small(4));
+}
+
+#[test]
+fn an_image_elsewhere_can_be_looked_into_without_an_import() {
+    let (far, near, source) = (Lazyroot::default(), Lazyroot::default(), small_tree(20));
+    far.import(source.path(), "image");
+    let peer = far.serve_peers();
+    let dest = near.home().join("copy");
+    let copy = dest.to_str().unwrap();
+    let looks: &[&[&str]] = &[
+        &["store", "ls", "-R", "image"],
+        &["store", "tree", "image"],
+        &["store", "find", "image", "--name", "f1*"],
+        &["store", "stat", "image:/f3"],
+        &["store", "cat", "image:/f3", "image:/f4"],
+        &["store", "du", "image"],
+    ];
+    for look in looks {
+        let there = near.run(look.iter().chain(&["--upstream", peer.upstream()]));
+        assert!(there.status.success(), "{look:?}: {}", String::from_utf8_lossy(&there.stderr));
+        assert_eq!(there.stdout, far.run(*look).stdout, "{look:?}");
+    }
+    let inspect = |lazyroot: &Lazyroot, options: &[&str]| -> Value {
+        lazyroot.ok(["image", "inspect", "image"].iter().chain(options)).parse().unwrap()
+    };
+    let (there, here) = (inspect(&near, &["--upstream", peer.upstream()]), inspect(&far, &[]));
+    for field in ["id", "objects", "object_bytes", "files", "manifest_bytes", "index_id"] {
+        assert_eq!(there[field], here[field], "{field}");
+    }
+    near.ok(["store", "cp", "image:/", copy, "--upstream", peer.upstream()]);
+    tree::assert_same(source.path(), &dest);
+    assert_eq!(near.ok(["image", "ls", "--format", "json"]).trim(), "[]", "nothing was imported");
+    // What was read is in the cache: a second look asks for the name alone.
+    let stats = || near.ok(["store", "stats", "--format", "json"]).parse::<Value>().unwrap()["cache"].clone();
+    let before = stats();
+    assert!(before["misses"].as_u64().unwrap() >= 21 && before["bytes"].is_u64(), "{before}");
+    near.ok(["store", "cat", "image:/f3", "image:/f4", "--upstream", peer.upstream()]);
+    let after = stats();
+    assert_eq!(after["misses"], before["misses"], "{after}");
+    assert!(after["hits"].as_u64() >= before["hits"].as_u64().map(|hits| hits + 2), "{after}");
+    assert!(after["hit_ratio"].as_f64() > Some(0.0), "{after}");
+    let error = near.error(["store", "ls", "nothing", "--upstream", peer.upstream()]);
+    assert!(error.contains("no image 'nothing'") && error.contains(peer.upstream()), "{error}");
+}
+
+#[test]
+fn the_doctor_asks_every_upstream_and_says_how_to_mend_it() {
+    let (far, near, folder) = (Lazyroot::default(), Lazyroot::default(), tempfile::tempdir().unwrap());
+    let peer = far.serve_peers();
+    let (gone, empty) = (format!("unix:{}/gone", far.home().display()), format!("file://{}", folder.path().display()));
+    let stranger = "command:echo Welcome to this machine; sleep 1";
+    let urls = [peer.upstream(), &gone, &empty, stranger];
+    near.configure(&urls.map(|url| format!("[[upstream]]\nurl = \"{url}\"\n")).concat());
+    let findings = || -> Vec<Value> {
+        let output = near.run(["doctor", "--format", "json"]);
+        let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        all.into_iter().filter(|finding| finding["name"] == "upstream" || finding["name"] == "cache").collect()
+    };
+    let found = findings();
+    let text = |number: usize, field: &str| found[number][field].as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        found.iter().map(|one| one["health"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["good", "good", "warning", "warning", "warning"]
+    );
+    assert!(text(1, "found").contains(peer.upstream()));
+    assert!(text(2, "mend").contains(&format!("lazyroot serve --peer {gone}")), "{}", text(2, "mend"));
+    assert!(text(3, "found").contains("nothing of lazyroot's") && text(3, "mend").contains("store push"), "{found:?}");
+    assert!(text(4, "found").contains("does not answer as lazyroot does"), "{}", text(4, "found"));
+    let source = small_tree(1);
+    far.import(source.path(), "a");
+    far.ok(["store", "push", &empty, "a"]);
+    assert_eq!(findings()[3]["health"], "good");
 }
 
 #[test]

@@ -13,8 +13,10 @@ use anyhow::Result;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use super::source::configured;
 use super::{Context, Format, output};
-use crate::store::Store;
+use crate::settings::Settings;
+use crate::store::{Elsewhere, Store, UpstreamAddress, UpstreamSpec, check_upstream};
 use crate::text::printable;
 use crate::vm;
 use crate::vm::arch::Arch;
@@ -76,6 +78,7 @@ pub fn run(args: &DoctorArgs, context: &Context) -> Result<ExitCode> {
     findings.extend(machine(context));
     findings.extend(guest(context));
     findings.extend(sources());
+    findings.extend(upstreams(context));
     let sick = findings.iter().any(|finding| finding.health == Health::Bad);
     output(|out| {
         if args.format == Format::Json {
@@ -260,6 +263,50 @@ fn sources() -> Vec<Finding> {
         (None, None) => warning("podman", "not installed", "only containers-storage:NAME needs it"),
     });
     findings
+}
+
+/// The upstreams of `config.toml`, and the cache of what comes from them. All are asked at once: one that does not answer
+/// takes its time over it.
+fn upstreams(context: &Context) -> Vec<Finding> {
+    let settings = match Settings::load() {
+        Ok(settings) => settings,
+        Err(error) => return vec![bad("config", format!("{error:#}"), "nothing runs that reads it: mend that line")],
+    };
+    let specs = configured(settings.upstreams);
+    if specs.is_empty() {
+        return vec![good("upstreams", "none configured")];
+    }
+    let mut findings = vec![match Elsewhere::open(&context.home, &[], settings.cache.size) {
+        Ok(_) => good("cache", "can be written"),
+        Err(error) => bad("cache", format!("{error:#}"), "it is in the data folder: see 'home' above"),
+    }];
+    let asked: Vec<_> =
+        specs.into_iter().map(|spec| std::thread::spawn(move || (check_upstream(&spec), spec))).collect();
+    findings.extend(asked.into_iter().map(|asked| match asked.join() {
+        Ok((Ok(()), spec)) => good("upstream", format!("{} answers", spec.url)),
+        Ok((Err(error), spec)) => warning("upstream", format!("{}: {error:#}", spec.url), upstream_advice(&spec)),
+        Err(_) => warning("upstream", "it could not be asked", "please report this"),
+    }));
+    findings
+}
+
+/// What makes an upstream answer.
+fn upstream_advice(spec: &UpstreamSpec) -> String {
+    match &spec.url {
+        UpstreamAddress::Ssh { destination, .. } => {
+            format!("'ssh {destination} {} --version' must print a version, without asking anything", spec.program)
+        }
+        UpstreamAddress::PodmanMachine(_) => {
+            format!("'podman machine start', and '{}' must be there in the machine", spec.program)
+        }
+        UpstreamAddress::Command(_) => {
+            "its output must be that of 'lazyroot serve --stdio' and nothing else: run it by hand".to_owned()
+        }
+        UpstreamAddress::Unix(path) => format!("start 'lazyroot serve --peer unix:{}'", path.display()),
+        UpstreamAddress::Bucket(url) => {
+            format!("endpoint and credentials come from the environment; 'lazyroot store push {url} IMAGE' fills it")
+        }
+    }
 }
 
 /// A program in PATH.

@@ -7,6 +7,7 @@ use indicatif::HumanBytes;
 use lazyroot_proto::boot::INITS;
 use serde_json::json;
 
+use super::source::SourceArgs;
 use super::{Context, Format, output, print};
 use crate::store::{Aspect, Change, Node, Progress, Rehash, Removed, Source, Store, Tree};
 use crate::text::printable_name;
@@ -35,6 +36,8 @@ pub enum ImageCommand {
     Inspect {
         /// Name, digest, or the first 12 or more hex digits of the digest
         image: String,
+        #[command(flatten)]
+        source: SourceArgs,
     },
     /// Show how an image was built, the newest step first, as its OCI configuration tells
     History {
@@ -84,7 +87,7 @@ pub fn run(command: ImageCommand, context: &Context) -> Result<ExitCode> {
             import(&store, &source, name.as_deref(), rehash)
         }
         ImageCommand::Ls { format } => list(&store, format),
-        ImageCommand::Inspect { image } => inspect(&store, &image),
+        ImageCommand::Inspect { image, source } => inspect(&source.open(context)?, &image),
         ImageCommand::History { image, format } => history(&store, &image, format),
         ImageCommand::Diff { a, b, times, format } => diff(&store, &a, &b, times, format),
         ImageCommand::Rm { names } => remove(&store, &names),

@@ -41,6 +41,11 @@ fn default_upstreams(system: &str, has_podman: impl Fn() -> bool) -> Vec<Upstrea
     }
 }
 
+/// The upstreams of a `config.toml` that names these.
+pub fn configured(upstreams: Option<Vec<UpstreamSpec>>) -> Vec<UpstreamSpec> {
+    upstreams.unwrap_or_else(|| default_upstreams(std::env::consts::OS, || PODMAN.find().is_ok()))
+}
+
 impl SourceArgs {
     /// The store with the upstreams that were asked for.
     ///
@@ -49,8 +54,7 @@ impl SourceArgs {
     pub fn open(&self, context: &Context) -> Result<Store> {
         let store = Store::open(&context.home, context.store.as_deref())?;
         let settings = Settings::load()?;
-        let by_default = || default_upstreams(std::env::consts::OS, || PODMAN.find().is_ok());
-        let specs = self.specs(settings.upstreams.unwrap_or_else(by_default));
+        let specs = self.specs(configured(settings.upstreams));
         if specs.is_empty() {
             return Ok(store);
         }

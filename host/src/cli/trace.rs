@@ -71,7 +71,7 @@ fn find(args: &TraceArgs, context: &Context, store: &Store) -> Result<(String, T
 }
 
 /// Names for an image's objects by position: the first path, and how many more there are.
-pub fn names(image: &Image) -> Result<impl Fn(u32) -> String> {
+pub fn names(image: &Image) -> Result<impl Fn(u32) -> String + use<>> {
     let (paths, index) = (image.tree()?.paths()?, image.index.load()?);
     Ok(move |position| {
         let Some((id, _)) = index.get(position) else { return format!("object {position}") };

@@ -1,9 +1,9 @@
 //! The images that a server serves: a session may read the objects of its own image and nothing else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
@@ -31,6 +31,8 @@ pub struct ServedImage {
     pub index_bytes: Vec<u8>,
     /// Where what guests read is remembered, if it is.
     pub memory: Option<Memory>,
+    /// Objects that turned out unreadable in the middle of a reply.
+    broken: Mutex<HashSet<ObjectId>>,
     _pin: Option<Pin>,
 }
 
@@ -53,6 +55,7 @@ impl ServedImage {
             manifest_size,
             index_bytes,
             memory: None,
+            broken: Mutex::default(),
             _pin: None,
         })
     }
@@ -71,6 +74,16 @@ impl ServedImage {
     pub fn object(&self, id: &ObjectId) -> Option<Object> {
         let (id, size) = self.index.get(self.index.position(id)?)?;
         Some(Object { id, size })
+    }
+
+    /// Notes that an object could not be read to the end of a reply that had begun.
+    pub(super) fn broke(&self, id: ObjectId) {
+        self.broken.lock().expect("no panic under the lock").insert(id);
+    }
+
+    /// Whether an object was noted so: it is read to the end before a reply begins, which can then be an error.
+    pub(super) fn is_broken(&self, id: &ObjectId) -> bool {
+        self.broken.lock().expect("no panic under the lock").contains(id)
     }
 
     /// Fills `buffer` from byte `offset` of the manifest.

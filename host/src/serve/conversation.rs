@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lazyroot_proto::frame::FrameError;
 use tokio::io::{ReadHalf, WriteHalf};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::timeout;
 
 use super::wire::read_request;
@@ -65,7 +65,19 @@ impl Outbox {
     /// # Errors
     /// If they cannot be sent, or not in time; the session then ends.
     pub(super) async fn send(&self, frames: &[u8]) -> io::Result<()> {
-        let write = async { write_frame(&mut *self.writer.lock().await, frames).await };
+        self.in_time(async { write_frame(&mut *self.writer().await, frames).await }).await
+    }
+
+    /// To send something in pieces that nothing may come in between of.
+    pub(super) async fn writer(&self) -> MutexGuard<'_, WriteHalf<BoxStream>> {
+        self.writer.lock().await
+    }
+
+    /// Something that is sent.
+    ///
+    /// # Errors
+    /// As [`Outbox::send`].
+    pub(super) async fn in_time(&self, write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
         let sent = timeout(WRITE_DEADLINE, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if sent.is_err() {
             self.broken.notify_one();

@@ -1,12 +1,13 @@
 //! What is remembered of an image's runs: its boot profile, and a trace of the last one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use anyhow::Result;
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
-use lazyroot_proto::reads::Hint;
+use lazyroot_proto::reads::encode_hints;
 
 use super::activity::{Activity, State};
 use crate::store::{Profile, ProfileFile, Store, TraceFile};
@@ -31,25 +32,44 @@ pub struct Memory {
     profile_use: ProfileUse,
     /// Whether a recorded profile has taken the old one's place: a guest that reconnects must not replace its own.
     replaced: Arc<AtomicBool>,
+    ahead: Arc<Mutex<Option<Ahead>>>,
+}
+
+/// What the last session was sent ahead, which the next ones share.
+struct Ahead {
+    /// Of the profile it was made from.
+    version: (u64, SystemTime),
+    /// As it goes over the wire.
+    hints: Arc<[u8]>,
 }
 
 impl Memory {
     /// That of an image of `store`.
     pub fn new(store: &Store, image: &ObjectId, profile_use: ProfileUse) -> Self {
-        Self { profile: store.profile(image), trace: Some(store.trace(image)), profile_use, replaced: Arc::default() }
+        Self { trace: Some(store.trace(image)), profile_use, ..Self::of_profile(store.profile(image)) }
     }
 
     /// That of an image whose traces are not kept.
     pub fn of_profile(profile: ProfileFile) -> Self {
-        Self { profile, trace: None, profile_use: ProfileUse::Follow, replaced: Arc::default() }
+        let (replaced, ahead) = (Arc::default(), Arc::default());
+        Self { profile, trace: None, profile_use: ProfileUse::Follow, replaced, ahead }
     }
 
-    /// What to send a guest ahead.
-    pub(super) fn ahead(&self, index: &ObjectIndex) -> Vec<Hint> {
-        match self.profile_use {
-            ProfileUse::Follow => self.profile.read().map(|profile| profile.hints(index)).unwrap_or_default(),
-            ProfileUse::Record | ProfileUse::Ignore => Vec::new(),
+    /// What to send a guest ahead, as it goes over the wire. Sessions share it until the profile is another.
+    pub(super) fn ahead(&self, index: &ObjectIndex) -> Arc<[u8]> {
+        let version = match self.profile_use {
+            ProfileUse::Follow => self.profile.version(),
+            ProfileUse::Record | ProfileUse::Ignore => None,
+        };
+        let Some(version) = version else { return Arc::default() };
+        let mut ahead = self.ahead.lock().expect("no panic under the lock");
+        if let Some(ahead) = ahead.as_ref().filter(|ahead| ahead.version == version) {
+            return ahead.hints.clone();
         }
+        let hints = self.profile.read().map(|profile| profile.hints(index)).unwrap_or_default();
+        let hints: Arc<[u8]> = encode_hints(&hints).into();
+        *ahead = Some(Ahead { version, hints: hints.clone() });
+        hints
     }
 
     /// Takes in what a session has read. One that read nothing is not remembered.

@@ -41,7 +41,7 @@ use wire::read_request;
 pub use wire::{read_frame, write_frame};
 
 /// Memory for replies that wait for a disk or another server, over all sessions, in KiB. Replies from the page
-/// cache do not count: there is at most one of them per session, and it is on its way out.
+/// cache do not count: there is at most one small piece of them per session, and it is on its way out.
 const SLOW_REPLY_BUDGET_KIB: u32 = 32 << 10;
 
 /// Connections of one listener at a time; further ones wait in the system's queue.

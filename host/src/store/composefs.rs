@@ -30,6 +30,7 @@ use super::podman::{self, SideBySide};
 use super::progress::Progress;
 use super::repo::{Rehash, Store};
 use super::repository::RepositorySource;
+use super::scan;
 use super::seen::{FileState, Seen};
 use super::source::ObjectError;
 
@@ -86,6 +87,19 @@ impl Import<'_> {
         let Self { store, progress, .. } = self;
         let repository = self.repository::<Hash>()?;
         let begin = Stamp::of(&tempfile::tempfile_in(store.temporary_dir()?)?.metadata()?);
+        // composefs follows no symbolic link to the root.
+        let folder = match self.from {
+            Source::Directory(path) => Some(path.canonicalize()?),
+            _ => None,
+        };
+        let found = folder.as_deref().map(scan::scan).transpose()?.flatten();
+        if let (Some(folder), Some(found), Rehash::Changed) = (&folder, &found, self.rehash)
+            && let Some(id) = scan::known(&store.files, folder, found)
+            && store.manifest(&id).exists()
+            && check_import(store, &id, &begin, self.rehash, progress)?.as_before
+        {
+            return Ok(Imported { id, config: None });
+        }
         let mut imported = self.once(&repository, Some(name))?;
         // An import takes an object that is there for a good one. One that is not (cut short by a full disk or a
         // crash, changed through a link that another program has) is taken away here and imported again.
@@ -109,6 +123,13 @@ impl Import<'_> {
             if let Err(error) = store.remember_checked(&imported.id, &state.stamps) {
                 tracing::debug!("what was checked is not remembered: {error:#}");
             }
+        }
+        // What was found at the end too, nobody changed meanwhile.
+        if let (Some(folder), Some(found)) = (&folder, &found)
+            && scan::scan(folder)?.as_ref() == Some(found)
+            && let Err(error) = scan::remember(&store.files, folder, found, &imported.id)
+        {
+            tracing::debug!("the next import of this folder takes in all of it: {error}");
         }
         Ok(imported)
     }

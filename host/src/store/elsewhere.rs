@@ -18,7 +18,7 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
-use super::cache::{CacheSize, CachedUpstreams};
+use super::cache::{CacheSize, CacheUse, CachedUpstreams};
 use super::config::ImageConfig;
 use super::files::Files;
 use super::image::Image;
@@ -57,6 +57,12 @@ impl Elsewhere {
         let limit = cache_size.bytes(&objects)?;
         let cached = Arc::new(CachedUpstreams::open(Upstreams::new(upstreams), &objects, limit)?);
         Ok(Self { cached, files: Files::in_folder(home.data_dir("cache/images")?) })
+    }
+
+    /// Bytes in the cache in `home`, and how often it had what was wanted; `None` if there is none.
+    pub fn cache_usage(home: &Home) -> Option<(u64, CacheUse)> {
+        let objects = home.data().join("cache/objects");
+        objects.exists().then(|| CachedUpstreams::usage(&objects))
     }
 
     /// What came from the upstreams so far.

@@ -35,6 +35,8 @@ mod recent;
 mod repo;
 mod repository;
 #[cfg(target_os = "linux")]
+mod scan;
+#[cfg(target_os = "linux")]
 mod seen;
 mod source;
 mod stats;
@@ -44,7 +46,7 @@ mod usage;
 mod verify;
 mod walk;
 
-pub use cache::CacheSize;
+pub use cache::{CacheSize, CacheUse};
 #[cfg(target_os = "linux")]
 pub use composefs::serve_if_storage_helper;
 pub use config::ImageConfig;
@@ -70,6 +72,7 @@ pub use stats::StoreStats;
 pub use trace::{Milestone, Trace, TraceFile};
 pub use upstream::{
     Address as UpstreamAddress, Compression as UpstreamCompression, Pushed, Spec as UpstreamSpec, Traffic,
+    check as check_upstream,
 };
 pub use usage::Usage;
 pub use verify::{Damage, Verified};

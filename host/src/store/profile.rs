@@ -6,6 +6,8 @@
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
@@ -153,6 +155,12 @@ impl ProfileFile {
     pub fn read(&self) -> Option<Profile> {
         let profile: Profile = serde_json::from_slice(&self.files.read(&self.name).ok()?).ok()?;
         (profile.version == VERSION).then_some(profile)
+    }
+
+    /// Something that is another whenever the profile is: its file's inode and time. `None` if there is no profile.
+    pub fn version(&self) -> Option<(u64, SystemTime)> {
+        let meta = std::fs::metadata(self.files.path(&self.name)).ok()?;
+        Some((meta.ino(), meta.modified().ok()?))
     }
 
     /// Takes in what a run read. Of several that end at the same moment, one may be lost.

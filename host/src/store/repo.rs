@@ -464,6 +464,23 @@ impl Store {
         self.find_digest(text)?.ok_or_else(|| self.unknown(text))
     }
 
+    /// An image's id and files, here and then elsewhere. Nothing is imported, and of an image that is here nothing but
+    /// its manifest is read.
+    ///
+    /// # Errors
+    /// If there is no such image, its manifest is damaged, or it is not here and an upstream could not be asked.
+    pub fn look_into(&self, text: &str) -> Result<(ObjectId, Tree)> {
+        let here = match self.find_name(text)? {
+            Some((_, id)) => Some(id),
+            None => self.find_digest(text)?,
+        };
+        if let Some(id) = here {
+            return Ok((id, self.tree(&id)?));
+        }
+        let image = self.find_elsewhere(text, false)?.ok_or_else(|| self.unknown(text))?;
+        Ok((image.id, image.tree()?))
+    }
+
     /// The files of an image, read from its manifest. Of an image that cannot be served, because its tree cannot be
     /// walked, too.
     ///

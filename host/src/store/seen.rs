@@ -47,7 +47,8 @@ impl FileState {
         }
     }
 
-    fn is_recent(&self, now: SystemTime) -> bool {
+    /// Whether a change now might leave it as it is.
+    pub(super) fn is_recent(&self, now: SystemTime) -> bool {
         let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else { return true };
         let limit = now.saturating_sub(TOO_RECENT).as_secs() as i64;
         self.modified.0 >= limit || self.changed.0 >= limit
@@ -77,7 +78,7 @@ impl Seen {
     }
 
     /// Paths are long, and of any bytes.
-    fn name(path: &Path) -> String {
+    pub(super) fn name(path: &Path) -> String {
         format!("seen/{}", verity::digest(Algorithm::Sha256, path.as_os_str().as_bytes()).to_hex())
     }
 

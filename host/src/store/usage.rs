@@ -50,7 +50,8 @@ impl Store {
     /// # Errors
     /// If the manifest is damaged. Other images that are damaged are left out, with a warning.
     pub fn usage(&self, image: &ObjectId, tree: &Tree, path: &Path, depth: usize) -> Result<Vec<(PathBuf, Usage)>> {
-        let index = self.index(image)?.load()?;
+        // One that is elsewhere has none here.
+        let index = self.index(image).and_then(|index| index.load()).or_else(|_| tree.objects())?;
         let shared = self.shared_positions(image, &index)?;
         let mut met = vec![false; index.entries().len()];
         let mut files = HashSet::new();

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +13,12 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
+use super::content;
+use super::elsewhere::Elsewhere;
 use super::import::{Import, Source};
 use super::progress::Progress;
 use super::repo::{Rehash, Store};
-use super::source::ObjectError;
+use super::source::{Object, ObjectError};
 
 /// An object that is not what its name says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -78,8 +82,9 @@ impl Store {
         Ok(Verified { objects: objects.len() as u64, bytes, damaged: damaged.collect(), not_repaired: vec![] })
     }
 
-    /// Mends what [`Store::verify`] found, by importing the images that need it again from where they came from. An
-    /// object is replaced once a sound one is there; where there is none, the damaged one stays.
+    /// Mends what [`Store::verify`] found: fetches it from upstreams, if there are any, and imports the images that need
+    /// the rest again from where they came from. An object is replaced once a sound one is there; where there is none,
+    /// the damaged one stays.
     ///
     /// # Errors
     /// If the store cannot be written. That an object could not be mended is no error, and noted.
@@ -89,6 +94,12 @@ impl Store {
             verified.damaged.iter().filter_map(|damage| damage.object.parse().ok()).collect();
         let _lock = self.lock()?;
         let mut left = damaged.clone();
+        let mut not_fetched = Vec::new();
+        if let Some(elsewhere) = self.elsewhere() {
+            for image in self.ids()? {
+                self.fetch_again(elsewhere, &image, &mut left, &mut not_fetched);
+            }
+        }
         for id in self.ids()? {
             let needed = self.needs_any(&id, &left);
             if needed.is_empty() {
@@ -103,10 +114,54 @@ impl Store {
                 }
             }
         }
+        let still = not_fetched.into_iter().filter(|(id, _)| left.contains(id));
+        verified.not_repaired.extend(still.map(|(_, why)| why));
         for damage in &mut verified.damaged {
             damage.repaired = damage.object.parse().is_ok_and(|id: ObjectId| !left.contains(&id));
         }
         Ok(())
+    }
+
+    /// Fetches what an image needs of these objects from upstreams, and takes out what is sound then. Adds why others
+    /// are not.
+    fn fetch_again(
+        &self,
+        elsewhere: &Elsewhere,
+        image: &ObjectId,
+        left: &mut HashSet<ObjectId>,
+        not_fetched: &mut Vec<(ObjectId, String)>,
+    ) {
+        let mut fetch = |id: ObjectId, left: &mut HashSet<ObjectId>| match self.fetch_object(elsewhere, image, &id) {
+            Ok(()) => drop(left.remove(&id)),
+            Err(error) => not_fetched.push((id, format!("{error:#}"))),
+        };
+        // Without the manifest it may not be known what else is needed.
+        if left.contains(image) {
+            fetch(*image, left);
+        }
+        for id in self.needs_any(image, left).into_iter().filter(|id| id != image) {
+            fetch(id, left);
+        }
+    }
+
+    /// Fetches an object of an image, or its manifest, and puts it in the place of the one that is here.
+    fn fetch_object(&self, elsewhere: &Elsewhere, image: &ObjectId, id: &ObjectId) -> Result<()> {
+        let builder = &mut tempfile::Builder::new();
+        let mut file = builder.permissions(fs::Permissions::from_mode(0o644)).tempfile_in(self.temporary_dir()?)?;
+        if id == image {
+            let found = elsewhere.find(&image.to_string(), false)?;
+            let found = found.with_context(|| format!("no upstream has the image {image}"))?;
+            file.write_all(&fs::read(found.manifest)?)?;
+        } else {
+            let index = self.index(image)?.load()?;
+            let size = index.position(id).and_then(|position| index.get(position)).map(|(_, size)| size);
+            let object = Object { id: *id, size: size.context("it is in no index")? };
+            content::copy(elsewhere.cached.as_ref(), &object, &mut file)?;
+        }
+        file.as_file().sync_all()?;
+        file.persist(self.path().join("objects").join(id.object_path()))?;
+        // A folder may be as damaged as what is in it.
+        self.check_object(id, None).map(drop).map_err(|why| anyhow!("object {id} was written again, and {why}"))
     }
 
     /// Which of these objects an image needs.

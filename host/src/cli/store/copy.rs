@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use lazyroot_proto::ObjectId;
 
 use super::{Place, output, place, shown};
 use crate::store::{Store, Tree, TreeEntry, copy_out};
@@ -32,12 +31,11 @@ pub(super) fn cat(args: &CatArgs, store: &Store) -> Result<ExitCode> {
     let source = store.source();
     output(|out| {
         // Several files of one image: its manifest is read once.
-        let mut opened: Option<(ObjectId, Tree)> = None;
+        let mut opened: Option<(&str, Tree)> = None;
         for place in &args.places {
-            let image = store.find_id(&place.image)?;
             let tree = match &mut opened {
-                Some((id, tree)) if *id == image => tree,
-                opened => &opened.insert((image, store.tree(&image)?)).1,
+                Some((image, tree)) if *image == place.image => tree,
+                opened => &opened.insert((&place.image, place.open(store)?.1)).1,
             };
             let entry = followed(place, tree)?;
             tree.copy_file(source.as_ref(), &entry, out)

@@ -22,6 +22,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use lazyroot_proto::ObjectId;
 use serde::Serialize;
 
+use super::source::SourceArgs;
 use super::{Context, Format, output};
 use crate::store::{Store, Tree, TreeEntry};
 use crate::text::printable_name;
@@ -30,26 +31,41 @@ use crate::text::printable_name;
 #[derive(clap::Subcommand)]
 pub enum StoreCommand {
     /// List files of an image, as ls -l does
-    Ls(list::LsArgs),
+    Ls(Sourced<list::LsArgs>),
     /// Write files of an image to standard output
-    Cat(copy::CatArgs),
+    Cat(Sourced<copy::CatArgs>),
     /// Show all that is known of files of an image, and which images share their content
-    Stat(stat::StatArgs),
+    Stat(Sourced<stat::StatArgs>),
     /// Show a folder of an image as a tree
-    Tree(list::TreeArgs),
+    Tree(Sourced<list::TreeArgs>),
     /// Find files of an image
-    Find(Box<find::FindArgs>),
+    Find(Box<Sourced<find::FindArgs>>),
     /// How much an image's folders take, and how much of it other images have too
-    Du(du::DuArgs),
+    Du(Sourced<du::DuArgs>),
     /// Copy files out of an image
-    Cp(copy::CpArgs),
+    Cp(Sourced<copy::CpArgs>),
     Push(push::PushArgs),
     /// Read every object and check it against its digest
-    Verify(verify::VerifyArgs),
+    Verify(Sourced<verify::VerifyArgs>),
     /// Add up what is in the store
     Stats(stats::StatsArgs),
     /// Remove what no named or used image needs
     Gc(gc::GcArgs),
+}
+
+/// A command's arguments, and where images come from that the store does not have.
+#[derive(clap::Args)]
+pub struct Sourced<T: clap::Args> {
+    #[command(flatten)]
+    args: T,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+impl<T: clap::Args> Sourced<T> {
+    fn run(&self, context: &Context, command: fn(&T, &Store) -> Result<ExitCode>) -> Result<ExitCode> {
+        command(&self.args, &self.source.open(context)?)
+    }
 }
 
 /// Runs `lazyroot store`.
@@ -57,23 +73,19 @@ pub enum StoreCommand {
 /// # Errors
 /// If the store cannot be opened or the command fails.
 pub fn run(command: StoreCommand, context: &Context) -> Result<ExitCode> {
-    let command = match command {
-        StoreCommand::Push(args) => return push::run(&args, context),
-        command => command,
-    };
-    let store = Store::open(&context.home, context.store.as_deref())?;
+    let store = || Store::open(&context.home, context.store.as_deref());
     match command {
-        StoreCommand::Ls(args) => list::ls(&args, &store),
-        StoreCommand::Cat(args) => copy::cat(&args, &store),
-        StoreCommand::Stat(args) => stat::stat(&args, &store),
-        StoreCommand::Tree(args) => list::tree(&args, &store),
-        StoreCommand::Find(args) => find::find(&args, &store),
-        StoreCommand::Du(args) => du::du(&args, &store),
-        StoreCommand::Cp(args) => copy::cp(&args, &store),
-        StoreCommand::Push(_) => unreachable!("done above"),
-        StoreCommand::Verify(args) => verify::verify(&args, &store),
-        StoreCommand::Stats(args) => stats::stats(&args, &store),
-        StoreCommand::Gc(args) => gc::gc(&args, &store, context),
+        StoreCommand::Ls(args) => args.run(context, list::ls),
+        StoreCommand::Cat(args) => args.run(context, copy::cat),
+        StoreCommand::Stat(args) => args.run(context, stat::stat),
+        StoreCommand::Tree(args) => args.run(context, list::tree),
+        StoreCommand::Find(args) => args.run(context, find::find),
+        StoreCommand::Du(args) => args.run(context, du::du),
+        StoreCommand::Cp(args) => args.run(context, copy::cp),
+        StoreCommand::Push(args) => push::run(&args, context),
+        StoreCommand::Verify(args) => args.run(context, verify::verify),
+        StoreCommand::Stats(args) => stats::stats(&args, &store()?, context),
+        StoreCommand::Gc(args) => gc::gc(&args, &store()?, context),
     }
 }
 
@@ -98,8 +110,7 @@ impl Place {
     }
 
     fn open(&self, store: &Store) -> Result<(ObjectId, Tree)> {
-        let id = store.find_id(&self.image)?;
-        Ok((id, store.tree(&id)?))
+        store.look_into(&self.image)
     }
 
     /// What is there.

@@ -17,7 +17,7 @@ const SHOWN_FILES: usize = 5;
 pub struct VerifyArgs {
     /// Check this image only (default: every object of the store)
     image: Option<String>,
-    /// Import damaged objects again from where their images came from
+    /// Fetch damaged objects again from upstreams, and import the rest again from where their images came from
     #[arg(long)]
     repair: bool,
     /// How to print what was found
@@ -45,7 +45,7 @@ pub(super) fn verify(args: &VerifyArgs, store: &Store) -> Result<ExitCode> {
     }
     let left = verified.damaged.iter().filter(|damage| !damage.repaired).count();
     if left > 0 {
-        let hint = if args.repair { "" } else { "; 'lazyroot store verify --repair' imports them again" };
+        let hint = if args.repair { "" } else { "; 'lazyroot store verify --repair' fetches them again" };
         bail!("{left} objects are damaged{hint}");
     }
     Ok(ExitCode::SUCCESS)

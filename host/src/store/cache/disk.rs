@@ -6,6 +6,7 @@
 //! ab/cdef....N      its piece number N, of 64 KiB
 //! tmp/              entries being written
 //! locks/NNN         held by the process that fetches an entry
+//! tally             how often it had what was wanted (tally.rs)
 //! usage             as many bytes long as the cache has MiB
 //! evict             held by the process that makes room
 //! ```
@@ -52,6 +53,9 @@ const FREE: u64 = 16;
 
 /// What is always left free by making room: what the usage does not say yet, and as much again.
 const SLACK: u64 = 2 * UNIT;
+
+/// The file whose length is the usage.
+const USAGE: &str = "usage";
 
 /// Usage is counted in this unit, in bytes.
 const UNIT: u64 = 1 << 20;
@@ -107,7 +111,7 @@ impl Disk {
             complained: AtomicBool::new(false),
         };
         let disk = Self { shared: Arc::new(shared) };
-        let measured = fs::metadata(dir.join("usage")).and_then(|meta| meta.modified()).ok();
+        let measured = fs::metadata(dir.join(USAGE)).and_then(|meta| meta.modified()).ok();
         let is_recent = |time: SystemTime| time.elapsed().is_ok_and(|age| age < REMEASURE);
         let usage = disk.shared.usage().with_context(|| format!("cannot use the cache {}", dir.display()))?;
         if disk.shared.is_full(usage) || !measured.is_some_and(is_recent) {
@@ -220,6 +224,11 @@ impl Disk {
     }
 }
 
+/// The bytes in the cache in `dir`, 0 if there is none.
+pub(super) fn usage(dir: &Path) -> u64 {
+    fs::metadata(dir.join(USAGE)).map_or(0, |meta| meta.len().saturating_mul(UNIT))
+}
+
 fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);
@@ -287,7 +296,7 @@ impl Shared {
     }
 
     fn usage_file(&self) -> io::Result<File> {
-        private_file().create(true).append(true).open(self.dir.join("usage"))
+        private_file().create(true).append(true).open(self.dir.join(USAGE))
     }
 
     /// Adds to the usage; what it is now.

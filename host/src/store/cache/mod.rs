@@ -7,6 +7,7 @@
 mod disk;
 mod flights;
 mod size;
+mod tally;
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -22,6 +23,8 @@ use super::upstream::Upstreams;
 use disk::Disk;
 use flights::{Claim, Flights, Joined};
 pub use size::CacheSize;
+pub use tally::CacheUse;
+use tally::Tally;
 
 /// Objects up to this size in bytes are fetched whole: guests do the same, and one request is less than two.
 const WHOLE_MAX: u64 = 256 << 10;
@@ -63,6 +66,7 @@ impl Key {
 pub struct CachedUpstreams {
     upstreams: Upstreams,
     disk: Option<Disk>,
+    tally: Option<Tally>,
     flights: Flights,
     leaves: Mutex<Recent<Arc<[u8]>>>,
 }
@@ -74,13 +78,28 @@ impl CachedUpstreams {
     /// If the folder cannot be made or used.
     pub fn open(upstreams: Upstreams, dir: &Path, limit: u64) -> Result<Self> {
         let disk = if limit == 0 { None } else { Some(Disk::open(dir, limit)?) };
+        let tally = disk.as_ref().map(|_| Tally::new(dir));
         let leaves = Mutex::new(Recent::new(LEAVES_MEMORY));
-        Ok(Self { upstreams, disk, flights: Flights::default(), leaves })
+        Ok(Self { upstreams, disk, tally, flights: Flights::default(), leaves })
+    }
+
+    /// What the cache in `dir` holds in bytes, to within a MiB for each process that uses it, and how often it had what
+    /// was wanted.
+    pub(super) fn usage(dir: &Path) -> (u64, CacheUse) {
+        (disk::usage(dir), CacheUse::read(dir))
     }
 
     /// The upstreams alone.
     pub fn upstreams(&self) -> &Upstreams {
         &self.upstreams
+    }
+
+    fn hit(&self, bytes: usize) {
+        self.tally.iter().for_each(|tally| tally.hit(bytes));
+    }
+
+    fn miss(&self, bytes: usize) {
+        self.tally.iter().for_each(|tally| tally.miss(bytes));
     }
 
     /// Something that is one entry: from the disk, checked, else from an upstream.
@@ -108,9 +127,11 @@ impl CachedUpstreams {
         }
         if let Some(data) = data {
             claim.land(Ok(data.clone()));
+            self.hit(data.len());
             return Ok(data);
         }
         let fetched = fetch();
+        self.miss(fetched.as_ref().map_or(0, |data| data.len()));
         claim.land(fetched.as_ref().map(Arc::clone).map_err(ObjectError::to_string));
         if let (Some(disk), Ok(data)) = (&self.disk, &fetched) {
             disk.store(key, data);
@@ -130,6 +151,7 @@ impl CachedUpstreams {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for wanted in pieces(object, offset, buf) {
             if self.disk.as_ref().is_some_and(|disk| disk.read(wanted.key, wanted.skip, wanted.buf)) {
+                self.hit(wanted.buf.len());
                 continue;
             }
             match self.flights.join(wanted.key) {
@@ -162,6 +184,7 @@ impl CachedUpstreams {
             };
             if let Some(piece) = self.disk.as_ref().and_then(|disk| disk.load(wanted.key, is_good)) {
                 wanted.fill(&piece);
+                self.hit(wanted.buf.len());
                 claim.land(Ok(piece.into()));
                 continue;
             }
@@ -186,6 +209,7 @@ impl CachedUpstreams {
             };
             rest = later;
             wanted.fill(piece);
+            self.miss(piece.len());
             claim.land(Ok(piece.into()));
             if let Some(disk) = &self.disk {
                 disk.store(wanted.key, piece);
@@ -208,7 +232,9 @@ impl ObjectSource for CachedUpstreams {
             return self.read_pieces(object, offset, buf);
         }
         let key = Key { id: object.id, part: Part::Whole };
-        if !self.disk.as_ref().is_some_and(|disk| disk.read(key, offset, buf)) {
+        if self.disk.as_ref().is_some_and(|disk| disk.read(key, offset, buf)) {
+            self.hit(buf.len());
+        } else {
             let data = self.whole(object)?;
             buf.copy_from_slice(&data[offset as usize..end as usize]);
         }
@@ -220,10 +246,16 @@ impl ObjectSource for CachedUpstreams {
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > object.size) {
             return false;
         }
-        if object.size <= WHOLE_MAX {
-            return disk.read_cached(Key { id: object.id, part: Part::Whole }, offset, buf);
+        let cached = match object.size <= WHOLE_MAX {
+            true => disk.read_cached(Key { id: object.id, part: Part::Whole }, offset, buf),
+            false => pieces(object, offset, buf)
+                .into_iter()
+                .all(|wanted| disk.read_cached(wanted.key, wanted.skip, wanted.buf)),
+        };
+        if cached {
+            self.hit(buf.len());
         }
-        pieces(object, offset, buf).into_iter().all(|wanted| disk.read_cached(wanted.key, wanted.skip, wanted.buf))
+        cached
     }
 
     fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
@@ -337,6 +369,9 @@ mod tests {
         }
         fn imports(&self) -> bool {
             false
+        }
+        fn check(&self) -> Result<()> {
+            Ok(())
         }
         fn find(&self, _reference: &str) -> Result<Option<Found>> {
             Ok(None)

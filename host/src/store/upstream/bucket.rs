@@ -66,6 +66,16 @@ struct Layout {
     version: u32,
 }
 
+impl Layout {
+    fn check(&self) -> Result<()> {
+        ensure!(self.version == VERSION, "it has layout version {}: update lazyroot", self.version);
+        Ok(())
+    }
+}
+
+/// Its file.
+const LAYOUT: &str = "lazyroot.json";
+
 /// `image.json`.
 #[derive(Serialize, Deserialize)]
 pub(super) struct ImageRecord {
@@ -140,13 +150,9 @@ pub(super) fn name_path(name: &ImageName) -> Path {
 
 /// Makes sure that a bucket has this layout, or has none yet and gets it.
 pub(super) async fn claim(store: &dyn ObjectStore) -> Result<()> {
-    let path = Path::from("lazyroot.json");
+    let path = Path::from(LAYOUT);
     match get(store, &path, None).await {
-        Ok(bytes) => {
-            let layout: Layout = serde_json::from_slice(&bytes).context("lazyroot.json there is damaged")?;
-            ensure!(layout.version == VERSION, "it has layout version {}: update lazyroot", layout.version);
-            Ok(())
-        }
+        Ok(bytes) => serde_json::from_slice::<Layout>(&bytes).context("lazyroot.json there is damaged")?.check(),
         Err(object_store::Error::NotFound { .. }) => {
             let layout = serde_json::to_vec(&Layout { version: VERSION })?;
             store.put(&path, layout.into()).await.map_err(|error| plain(&error))?;
@@ -261,6 +267,11 @@ impl Upstream for Bucket {
 
     fn imports(&self) -> bool {
         false
+    }
+
+    fn check(&self) -> Result<()> {
+        let layout: Option<Layout> = self.json(LAYOUT.into())?;
+        layout.context("nothing of lazyroot's is there yet")?.check()
     }
 
     fn find(&self, reference: &str) -> Result<Option<Found>> {

@@ -43,6 +43,12 @@ pub trait Upstream: ObjectSource {
     /// Whether it takes sources of images (`containers-storage:NAME`) as references, and imports from them.
     fn imports(&self) -> bool;
 
+    /// Whether it can be asked, and is what we take it for.
+    ///
+    /// # Errors
+    /// If not; the message says why.
+    fn check(&self) -> Result<()>;
+
     /// The image that a reference (a name, a digest or a source) stands for; `None` if there is none.
     ///
     /// # Errors
@@ -74,4 +80,12 @@ pub fn open(spec: &Spec) -> Result<Arc<dyn Upstream>> {
         Address::Bucket(url) => return Ok(Arc::new(bucket::Bucket::open(url)?)),
     };
     Ok(Arc::new(peer::Peer::new(spec.url.to_string(), dial, spec.compression)))
+}
+
+/// Asks the upstream that `spec` describes whether it is there.
+///
+/// # Errors
+/// If it is not, or is none.
+pub fn check(spec: &Spec) -> Result<()> {
+    open(spec)?.check()
 }

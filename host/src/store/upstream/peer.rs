@@ -222,6 +222,15 @@ impl Upstream for Peer {
         true
     }
 
+    fn check(&self) -> Result<()> {
+        // The versions were compared when the connection was made.
+        match self.ask(Request::Ping, READ_DEADLINE) {
+            Ok((frame::kind::PONG, _)) => Ok(()),
+            Ok(_) => bail!("an answer that fits no question"),
+            Err(Failure::Refused(why) | Failure::Other(why)) => bail!("{why}"),
+        }
+    }
+
     fn find(&self, reference: &str) -> Result<Option<Found>> {
         if reference.len() > peer::MAX_REFERENCE {
             bail!("a reference of {} bytes is too long", reference.len());
