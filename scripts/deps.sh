@@ -27,7 +27,7 @@ packages() {
     arm64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross mmdebstrap debian-archive-keyring ca-certificates ;;
     macos) echo python3-venv ;;
     # The peers come from a Debian tree of their own (bench-inputs.sh); nydus is built, which takes cmake.
-    bench) echo fio cmake ;;
+    bench) echo fio cmake time ;;
     fuzz) echo g++ pkg-config libssl-dev zlib1g-dev ;;
     *) fail "deps.sh: unknown set '$1'" ;;
     esac
@@ -138,6 +138,8 @@ bench)
     need_rust
     # Some minutes of compiling. Where that fails the benchmark says so and goes on.
     cargo_tool nydus-rs 2.2.0 || echo "the benchmark goes without nydus" >&2
+    # composefs' own command line, which imports are compared with.
+    cargo_tool composefs-ctl 0.9.4
     ;;
 test | lint)
     need_rust

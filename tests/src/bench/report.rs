@@ -387,6 +387,11 @@ fn heading(part: &str) -> &str {
         "launch" => "Launches",
         "exec" => "Programs in a running VM",
         "raw" => "Limits, and what lazyroot itself costs",
+        "bucket" => "Boots of images in a bucket",
+        "peer" => "Reads through another lazyroot",
+        "import" => "Imports",
+        "look" => "Looking into a large image",
+        "crowd" => "A thousand sessions",
         other => other,
     }
 }

@@ -8,7 +8,7 @@ use lazyroot_tests::bench::inputs::Inputs;
 use lazyroot_tests::bench::machine::Machine;
 use lazyroot_tests::bench::plan::Plan;
 use lazyroot_tests::bench::report::Report;
-use lazyroot_tests::bench::{boot, exec, guest, launch, native, raw};
+use lazyroot_tests::bench::{boot, crowd, exec, guest, import, launch, look, native, raw, upstream};
 
 /// A part: its name, and what measures it.
 type Part = (&'static str, fn(&Inputs, &Plan, &mut Report) -> Result<()>);
@@ -20,6 +20,11 @@ const PARTS: &[Part] = &[
     (launch::PART, launch::run),
     (exec::PART, exec::run),
     (raw::PART, raw::run),
+    (upstream::BUCKET_PART, upstream::bucket),
+    (upstream::PEER_PART, upstream::peer),
+    (import::PART, import::run_part),
+    (look::PART, look::run),
+    (crowd::PART, crowd::run),
 ];
 
 /// Measure lazyroot and what it is compared with
@@ -28,7 +33,8 @@ const PARTS: &[Part] = &[
 struct Arguments {
     /// Folder for results, and for what is kept between runs
     folder: PathBuf,
-    /// Only this part: native, guest, boot, launch, exec or raw; may be given several times
+    /// Only this part: native, guest, boot, launch, exec, raw, bucket, peer, import, look or crowd; may be given several
+    /// times
     #[arg(long = "part", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(names()))]
     parts: Vec<String>,
     #[command(flatten)]

@@ -132,7 +132,7 @@ impl Dial {
         let words = words.join("; ");
         let said = match (words.is_empty(), status) {
             (false, _) => format!("{} says: {words}", argv[0]),
-            (true, Ok(Ok(status))) => format!("{} ended with {status} and said nothing", argv[0]),
+            (true, Ok(Ok(status))) => format!("{error:#}; {} ended with {status} and said nothing", argv[0]),
             (true, _) => format!("{error:#}"),
         };
         match advice(&words) {
