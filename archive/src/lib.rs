@@ -104,8 +104,9 @@ impl<W: Write> Packer<W> {
         let mut header = Header::new_ustar();
         header.set_metadata(&meta);
         if special {
-            header.set_device_major(rustix::fs::major(meta.rdev()))?;
-            header.set_device_minor(rustix::fs::minor(meta.rdev()))?;
+            let device = meta.rdev() as rustix::fs::Dev;
+            header.set_device_major(rustix::fs::major(device))?;
+            header.set_device_minor(rustix::fs::minor(device))?;
             header.set_size(0);
         }
         if kind.is_file() && meta.nlink() > 1 {
