@@ -64,6 +64,7 @@ const SYSTEMS: &[(&str, Prepare)] = &[
     (composefs::NAME, composefs::prepare),
     ("lazyroot", lazyroot::without_profile),
     ("lazyroot with profile", lazyroot::with_profile),
+    ("lazyroot, profile there", lazyroot::with_profile_there),
     ("naive data plane", bench_fs::naive),
     ("FUSE from memory", bench_fs::memory),
     ("FUSE from memory + socket", bench_fs::socket),

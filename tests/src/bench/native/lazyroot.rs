@@ -17,8 +17,11 @@ use super::{Fetched, Inputs, Mounted, System, run_workload};
 use crate::bench::inputs::IMAGE;
 use crate::given;
 
-/// How long a server may take to write down what a guest has read.
+/// How long a server may take to write down what a guest has read, and a profile to come.
 const PROFILE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// A profile that nothing has come of for so long is there.
+const SETTLED: Duration = Duration::from_millis(50);
 
 struct Lazyroot(Serving);
 
@@ -42,12 +45,29 @@ struct WithProfile {
     file: ProfileFile,
     /// By workload.
     profiles: RefCell<HashMap<String, Profile>>,
+    begin: Begin,
+}
+
+/// When the workload begins.
+#[derive(Clone, Copy, PartialEq)]
+enum Begin {
+    AtOnce,
+    WhenThere,
 }
 
 /// A mount before this one did the same.
 pub fn with_profile(inputs: &Inputs) -> Result<Box<dyn System>> {
+    profiled(inputs, Begin::AtOnce)
+}
+
+/// The same, and what it read has come, as it has in a VM whose kernel and init take their time.
+pub fn with_profile_there(inputs: &Inputs) -> Result<Box<dyn System>> {
+    profiled(inputs, Begin::WhenThere)
+}
+
+fn profiled(inputs: &Inputs, begin: Begin) -> Result<Box<dyn System>> {
     let file = inputs.store.profile(&inputs.image.id);
-    Ok(Box::new(WithProfile { serving: Serving::new(inputs)?, file, profiles: RefCell::default() }))
+    Ok(Box::new(WithProfile { serving: Serving::new(inputs)?, file, profiles: RefCell::default(), begin }))
 }
 
 impl System for WithProfile {
@@ -56,7 +76,11 @@ impl System for WithProfile {
             Some(profile) => self.file.write(profile)?,
             None => bail!("no profile of {workload} was recorded"),
         }
-        Ok(Box::new(mount(self.serving.start(Some(self.file.clone()))?, at)?))
+        let mounted = mount(self.serving.start(Some(self.file.clone()))?, at)?;
+        if self.begin == Begin::WhenThere {
+            mounted.server.settle();
+        }
+        Ok(Box::new(mounted))
     }
 
     fn learn(&self, at: &Path, workload: &str) -> Result<()> {
@@ -83,7 +107,11 @@ impl System for WithProfile {
     }
 
     fn about(&self) -> String {
-        "the same, after a mount on which the same workload ran".into()
+        let begin = match self.begin {
+            Begin::AtOnce => "",
+            Begin::WhenThere => "; it begins when the profile has come",
+        };
+        format!("the same, after a mount on which the same workload ran{begin}")
     }
 }
 
@@ -146,6 +174,19 @@ impl Running {
     pub fn fetched(&self) -> Fetched {
         let stats = self.server.stats().snapshot();
         (stats.bytes, stats.requests)
+    }
+
+    /// Waits until nothing is sent any more.
+    fn settle(&self) {
+        let begin = Instant::now();
+        let (mut last, mut since) = (self.fetched(), begin);
+        while since.elapsed() < SETTLED && begin.elapsed() < PROFILE_DEADLINE {
+            thread::sleep(Duration::from_millis(2));
+            let now = self.fetched();
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
     }
 }
 
