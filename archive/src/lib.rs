@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -16,9 +17,12 @@ use tar::{Archive, Builder, EntryType, Header};
 /// What a record of an extended attribute is called, before the attribute's name.
 const XATTR: &str = "SCHILY.xattr.";
 
-/// The same in a layer, where values are in hex: overlayfs's own are binary, and readers take a newline in a record for
-/// its end.
+/// The same in a layer, where names and values are in hex: overlayfs's own are binary, readers take a newline in a record
+/// for its end, and an equals sign in a name for the name's.
 pub const LAYER_XATTR: &str = "LAZYROOT.xattr.";
+
+/// Has its content below: in an upper layer it is a hole.
+const METACOPY: &str = "trusted.overlay.metacopy";
 
 /// The name of the tree in a stream of [`pack_layer`].
 pub const LAYER: &str = "layer";
@@ -93,7 +97,7 @@ impl<W: Write> Packer<W> {
         let about = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let meta = fs::symlink_metadata(path).map_err(about)?;
         let kind = meta.file_type();
-        if kind.is_socket() {
+        if kind.is_socket() && self.kinds == Kinds::Plain {
             // It would be nobody's there.
             return Ok(());
         }
@@ -103,6 +107,14 @@ impl<W: Write> Packer<W> {
         }
         let mut header = Header::new_ustar();
         header.set_metadata(&meta);
+        if kind.is_socket() {
+            // A whiteout: it would be nobody's in an image either, and hides what the image has there.
+            header.set_entry_type(EntryType::Char);
+            header.set_device_major(0)?;
+            header.set_device_minor(0)?;
+            header.set_size(0);
+            return self.out.append_data(&mut header, name, io::empty());
+        }
         if special {
             let device = meta.rdev() as rustix::fs::Dev;
             header.set_device_major(rustix::fs::major(device))?;
@@ -123,6 +135,10 @@ impl<W: Write> Packer<W> {
         } else if special {
             self.out.append_data(&mut header, name, io::empty())
         } else if kind.is_file() {
+            if self.kinds == Kinds::All && xattr::get(path, METACOPY).map_err(about)?.is_some() {
+                header.set_size(0);
+                return self.out.append_data(&mut header, name, io::empty());
+            }
             let file = File::open(path).map_err(about)?;
             // A file that grows meanwhile is cut, one that shrinks is filled up: the header has its length.
             self.out.append_data(&mut header, name, file.chain(io::repeat(0)).take(meta.len()))
@@ -137,7 +153,7 @@ impl<W: Write> Packer<W> {
     /// What a header has no room for.
     fn records(&mut self, path: &Path, meta: &fs::Metadata) -> io::Result<()> {
         let mut records = Vec::new();
-        if self.kinds == Kinds::All && meta.mtime() >= 0 {
+        if self.kinds == Kinds::All {
             records.push(("mtime".to_owned(), format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()).into_bytes()));
         }
         let names = match xattr::list(path) {
@@ -146,15 +162,14 @@ impl<W: Write> Packer<W> {
             Err(error) => return Err(error),
         };
         for name in names {
-            // Names are text; one that is not cannot be in a pax record.
-            if let (Some(text), Some(value)) = (name.to_str(), xattr::get(path, &name)?) {
-                records.push(match self.kinds {
-                    Kinds::Plain => (format!("{XATTR}{text}"), value),
-                    Kinds::All => {
-                        let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
-                        (format!("{LAYER_XATTR}{text}"), hex.into_bytes())
-                    }
-                });
+            let Some(value) = xattr::get(path, &name)? else { continue };
+            match (self.kinds, name.to_str()) {
+                (Kinds::Plain, Some(text)) => records.push((format!("{XATTR}{text}"), value)),
+                // Names are text; one that is not cannot be in a pax record.
+                (Kinds::Plain, None) => (),
+                (Kinds::All, _) => {
+                    records.push((format!("{LAYER_XATTR}{}", hex(name.as_bytes())), hex(&value).into_bytes()));
+                }
             }
         }
         if records.is_empty() {
@@ -162,6 +177,10 @@ impl<W: Write> Packer<W> {
         }
         self.out.append_pax_extensions(records.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reads a stream of [`pack`] and puts its tree where `cp -a` would: into `target` if that is a folder, else in its place.

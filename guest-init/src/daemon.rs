@@ -38,11 +38,11 @@ pub fn main(started: u64) -> Result<()> {
         .context("cannot reach lazyroot on the host")?;
     let link = Arc::new(link);
     link.event(EventKind::Init, started, "");
-    let (mounted, upper) = match mount_root(&link, &boot) {
+    let mounted = match mount_root(&link, &boot) {
         Ok(mounted) => mounted,
         Err(error) => return Err(give_up(&link, error)),
     };
-    let notify = match prepare(&address, &boot, upper) {
+    let notify = match prepare(&address, &boot, &mounted) {
         Ok(notify) => notify,
         Err(error) => return Err(give_up(&link, error)),
     };
@@ -73,7 +73,7 @@ fn give_up(link: &Link, error: anyhow::Error) -> anyhow::Error {
 }
 
 /// Makes the mounted image ready to become the root; for an init, with a socket that hears from it.
-fn prepare(address: &Address, boot: &cmdline::Boot, upper: Age) -> Result<Option<Notify>> {
+fn prepare(address: &Address, boot: &cmdline::Boot, mounted: &mount::Mounted) -> Result<Option<Notify>> {
     let sysroot = Path::new(SYSROOT);
     if boot.settings {
         let settings = settings::fetch(address)?;
@@ -88,33 +88,26 @@ fn prepare(address: &Address, boot: &cmdline::Boot, upper: Age) -> Result<Option
     if let Some(name) = &boot.hostname {
         settings::write_hostname(sysroot, name);
     }
-    // Else it would be another at each boot.
-    if upper == Age::New {
+    // A disk may have it from an earlier boot.
+    if !mounted.has_changed("etc/machine-id") {
         settings::write_machine_id(sysroot)?;
     }
     Notify::bind().map(Some)
 }
 
-/// Whether the upper layer holds changes of an earlier boot.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Age {
-    New,
-    Old,
-}
-
-fn mount_root(link: &Arc<Link>, boot: &cmdline::Boot) -> Result<(mount::Mounted, Age)> {
+fn mount_root(link: &Arc<Link>, boot: &cmdline::Boot) -> Result<mount::Mounted> {
     let workdir = Path::new("/run/lazyroot");
     fs::create_dir_all(workdir)?;
-    let (upper, age) = match boot.disk {
-        false => (Upper::Tmpfs, Age::New),
+    let upper = match boot.disk {
+        false => Upper::Tmpfs,
         true => {
             let device = disk::find()?;
-            let age = if disk::make_ready(&device)? { Age::New } else { Age::Old };
-            (Upper::Disk(device), age)
+            disk::make_ready(&device)?;
+            Upper::Disk(device)
         }
     };
     let mounted = mount::mount(link.clone(), boot.trust, Path::new(SYSROOT), workdir, upper)?;
     // Best effort: an empty folder in /run bothers nobody.
     let _ = fs::remove_dir(workdir);
-    Ok((mounted, age))
+    Ok(mounted)
 }

@@ -25,19 +25,13 @@ pub fn find() -> Result<PathBuf> {
     Ok(Path::new("/dev").join(name))
 }
 
-/// Formats a blank `device`; whether it was.
+/// Formats `device` if it is blank.
 ///
 /// # Errors
 /// If it cannot be read or written.
-pub fn make_ready(device: &Path) -> Result<bool> {
+pub fn make_ready(device: &Path) -> Result<()> {
     let disk = File::options().read(true).write(true).open(device);
-    let make = |disk: File| {
-        let blank = ext4::is_blank(&disk)?;
-        if blank {
-            format(&disk)?;
-        }
-        Ok(blank)
-    };
+    let make = |disk: File| if ext4::is_blank(&disk)? { format(&disk) } else { Ok(()) };
     disk.and_then(make).with_context(|| format!("cannot format the disk {} for changes", device.display()))
 }
 

@@ -246,22 +246,12 @@ fn journal_superblock() -> Vec<u8> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
-    use std::path::Path;
     use std::process::Command;
 
-    /// Unmounts when dropped.
-    struct Mount<'a>(&'a Path);
-
-    impl Drop for Mount<'_> {
-        fn drop(&mut self) {
-            assert!(Command::new("umount").arg(self.0).status().unwrap().success());
-        }
-    }
-
-    /// Needs root and e2fsprogs, as `make test` has them. That the kernel can grow it is for tests with a VM: where tests
-    /// run, even root may lack the right to.
+    /// Needs e2fsprogs, as `make test` has them. That the kernel can use it and grow it is for tests with a VM: where
+    /// tests run there may be no loop devices.
     #[test]
-    fn e2fsck_finds_nothing_wrong_with_it_and_the_kernel_can_use_it() {
+    fn e2fsck_and_resize2fs_find_nothing_wrong_with_it() {
         let disk = tempfile::NamedTempFile::new().unwrap();
         disk.as_file().set_len(40 << 30).unwrap();
         assert!(is_blank(disk.as_file()).unwrap() && blocks(disk.as_file()).is_err());
@@ -280,18 +270,6 @@ mod tests {
         // Nor does resize2fs, which takes none that it finds odd.
         let resized = Command::new("/sbin/resize2fs").arg(disk.path()).arg("20G").output().unwrap();
         assert!(resized.status.success(), "{}", String::from_utf8_lossy(&resized.stderr));
-        check();
-        let dir = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        let status = mount.args(["-t", "ext4", "-o", "loop"]).arg(disk.path()).arg(dir.path()).status();
-        assert!(status.unwrap().success(), "mounting needs root and loop devices");
-        let mounted = Mount(dir.path());
-        std::fs::write(dir.path().join("large"), vec![7; 150 << 20]).unwrap();
-        for number in 0..300 {
-            std::fs::create_dir(dir.path().join(format!("{number}"))).unwrap();
-            std::fs::write(dir.path().join(format!("{number}/file")), b"content").unwrap();
-        }
-        drop(mounted);
         check();
     }
 }

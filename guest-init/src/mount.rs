@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{ObjectId, verity};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
@@ -66,6 +66,12 @@ impl Mounted {
     /// The folder that holds the changes, which no path leads to; `None` of a mount without.
     pub fn upper(&self) -> io::Result<Option<OwnedFd>> {
         self.upper.as_ref().map(OwnedFd::try_clone).transpose()
+    }
+
+    /// Whether the file at `path`, from the root and without a leading slash, was changed or removed.
+    pub fn has_changed(&self, path: &str) -> bool {
+        let there = |upper: &OwnedFd| rustix::fs::statat(upper, path, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        self.upper.as_ref().is_some_and(there)
     }
 
     /// The image's objects, and with them the link to the host.

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use lazyroot_archive::{pack, pack_layer, unpack};
@@ -55,7 +56,14 @@ pub fn serve(mut frames: FrameReader, wish: Wish, root: &OwnedFd, upper: Option<
 
 /// Sends the upper layer, to which nobody can write meanwhile where its file system can do that.
 fn send_upper(upper: &OwnedFd, host: &fs::File) -> io::Result<()> {
-    let _frozen = sys::freeze(upper).ok();
+    /// One at a time: the first to end would thaw it under the others.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _frozen = match sys::freeze(upper) {
+        // A tmpfs cannot.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
+        frozen => Some(frozen?),
+    };
     let mut out = io::BufWriter::with_capacity(MAX_DATA, ToHost(host));
     // The trailing dot follows the kernel's link to the folder.
     pack_layer(Path::new(&format!("/proc/self/fd/{}/.", upper.as_raw_fd())), &mut out)?;

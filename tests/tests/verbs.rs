@@ -659,7 +659,7 @@ fn a_persistent_vm_keeps_what_its_guest_writes() {
     assert_eq!(older.state(), "stopped");
     // What cannot be.
     for (words, said) in [
-        (&["start", "nobody"][..], "made with --persist"),
+        (&["start", "nobody"][..], "there is no VM 'nobody'"),
         (&["fork", "kept@none", "x"], "no snapshot 'none'"),
         (&["fork", "older", "kept"], "is running already"),
         (&["resize", "older", "1G"], "cannot shrink"),
@@ -706,6 +706,9 @@ fn a_vm_with_its_changes_becomes_an_image_that_boots() {
         mv /etc/apt /etc/renamed; echo more >/etc/renamed/more; mv /usr/share/base-files /srv/moved; rm /srv/moved/motd
         chmod 700 /usr/bin/python3.13; mv /usr/bin/tac /usr/bin/cat-backwards; chown 7:8 /etc/fstab /usr/bin/id
         {python} os.setxattr(\"/root/new\", \"user.colour\", b\"blue\"); os.setxattr(\"/usr/bin/id\", \"user.a\", b\"b\")'
+        mv /etc/debian_version /etc/moved; echo more >>/etc/moved; mkdir /root/dir; mv /etc/moved /root/dir
+        {python} os.setxattr(\"/root/small\", \"user.a=b\", b\"c\")'; echo old >/root/old; touch -d @-1000000 /root/old
+        rm /etc/issue.net; python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"/etc/issue.net\")'
         echo changed >>/etc/passwd; touch -d @1000000000.123456789 /root/small; echo of the VM >/etc/resolv.conf; rm -f /etc/hostname"
     ));
     let look = format!(
@@ -713,6 +716,7 @@ fn a_vm_with_its_changes_becomes_an_image_that_boots() {
         ls /etc/issue /etc/apt /usr/share/base-files /usr/bin/tac 2>&1 | wc -l; ls /usr/share/common-licenses
         ls /etc/renamed | grep -c . ; cat /etc/renamed/more; ls /srv/moved | sort; stat -c %a /usr/bin/python3.13
         cat-backwards /etc/fstab | wc -l; stat -c %u:%g /etc/fstab /usr/bin/id; /usr/bin/id -u; tail -1 /etc/passwd
+        cat /root/dir/moved; ls /etc/debian_version 2>&1; stat -c %Y /root/old; {python} print(os.getxattr(\"/root/small\", \"user.a=b\"))'
         {python} print(os.getxattr(\"/root/new\", \"user.colour\"), os.getxattr(\"/usr/bin/id\", \"user.a\"))'
         find / -xdev -type f | grep -v '^/\\(root\\|etc\\|var\\|run\\)' | sort | md5sum"
     );
@@ -729,13 +733,15 @@ fn a_vm_with_its_changes_becomes_an_image_that_boots() {
     let fresh = Vm::start(&debian, "fresh", &["mine:1", "--", "sleep", "10000"]);
     assert_eq!(fresh.sh(&look), seen);
     assert_eq!(fresh.sh("cat /etc/resolv.conf | grep -c VM; true"), "0\n");
+    // A socket is nobody's any more, and the file that it took the place of is gone.
+    assert_eq!(fresh.sh("ls /etc | grep -c issue; true"), "0\n");
     // Once more from what was committed, by a VM in memory: what is removed is gone, and what was there is not written.
     fresh.sh("rm -r /root/new /root/twin /srv/moved; echo again >/root/again");
     debian.ok(["commit", "fresh", "mine:2"]);
     let again = Vm::start(&debian, "again", &["mine:2", "--", "sleep", "10000"]);
     assert_eq!(
         again.sh("cat /root/again; ls /root /srv; cat /etc/renamed/more"),
-        "again\n/root:\nagain\nlink\npipe\nsmall\n\n/srv:\nmore\n"
+        "again\n/root:\nagain\ndir\nlink\nold\npipe\nsmall\n\n/srv:\nmore\n"
     );
     assert_eq!(objects(&debian).len(), after.len() + 1, "only a manifest is new");
     // Stopped: the same image, to the bit, as nothing has changed.

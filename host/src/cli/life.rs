@@ -93,6 +93,9 @@ pub fn wait(args: &WaitArgs, context: &Context) -> Result<ExitCode> {
                 super::print(&format!("{status}\n"))?;
             }
             Some(End { reason, .. }) => failed.push(format!("VM '{name}': {}", reason.unwrap_or_default())),
+            None if vm.state == State::Stopped => {
+                failed.push(format!("VM '{name}' is stopped: 'lazyroot start {name}'"))
+            }
             None if vm.record.keep => failed.push(format!("VM '{name}' is lost: its lazyroot was killed")),
             // Nobody asked to know: its folder went with it.
             None => (),

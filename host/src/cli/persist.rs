@@ -9,14 +9,14 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Context, background, print, run, runtime};
 use crate::store::{ImageName, Store};
 use crate::vm::copy;
-use crate::vm::instance::{State, Vms};
+use crate::vm::instance::{Found, Record, State, Vms};
 use crate::vm::kernel::Kernels;
-use crate::vm::persist::Disks;
+use crate::vm::persist::{Disks, Saved};
 
 /// Start a stopped VM that was made with --persist
 #[derive(clap::Args)]
 pub struct StartArgs {
-    /// Name of the VM
+    /// Name or id of the VM
     vm: String,
 }
 
@@ -32,14 +32,14 @@ pub struct UpdateArgs {
     /// Kernel to boot: a release from 'lazyroot kernel ls'
     #[arg(long, value_name = "RELEASE")]
     kernel: Option<String>,
-    /// Name of the VM
+    /// Name or id of the VM
     vm: String,
 }
 
 /// Make the disk of a stopped persistent VM larger
 #[derive(clap::Args)]
 pub struct ResizeArgs {
-    /// Name of the VM
+    /// Name or id of the VM
     vm: String,
     /// Its new size: MiB, or with a suffix (512M, 20G)
     #[arg(value_parser = run::disk_size)]
@@ -49,7 +49,7 @@ pub struct ResizeArgs {
 /// Keep the disk of a stopped persistent VM as it is now, under a name
 #[derive(clap::Args)]
 pub struct SnapshotArgs {
-    /// Name of the VM
+    /// Name or id of the VM
     vm: String,
     /// Name of the snapshot
     snapshot: String,
@@ -76,53 +76,62 @@ pub struct CommitArgs {
     image: String,
 }
 
-/// The disks, with a claim on that of a VM that does not run.
-fn stopped(context: &Context, name: &str) -> Result<(Disks, File)> {
-    let alive = Vms::open(&context.home)?.list()?;
-    let running = alive.iter().any(|vm| vm.record.name == name && vm.state == State::Alive);
-    ensure!(!running, "VM '{name}' is running: 'lazyroot stop {name}' first");
-    let disks = Disks::open(&context.home)?;
-    let claim = disks.claim(name)?;
-    Ok((disks, claim))
+/// A VM that does not run.
+struct Stopped {
+    name: String,
+    disks: Disks,
+    saved: Saved,
+    /// On its disk.
+    claim: File,
+}
+
+impl Stopped {
+    fn find(context: &Context, text: &str) -> Result<Self> {
+        let Found { record: Record { name, .. }, state, .. } = Vms::open(&context.home)?.find(text)?;
+        ensure!(state != State::Alive, "VM '{name}' is running: 'lazyroot stop {name}' first");
+        let disks = Disks::open(&context.home)?;
+        let claim = disks.claim(&name)?;
+        let saved = disks.get(&name)?;
+        let claim = claim.with_context(|| format!("VM '{name}' was removed meanwhile"))?;
+        Ok(Self { name, disks, saved, claim })
+    }
 }
 
 /// Starts a VM again.
 pub fn start(args: &StartArgs, context: &Context, launched: Instant) -> Result<ExitCode> {
-    let (disks, claim) = stopped(context, &args.vm)?;
-    let saved = disks.get(&args.vm)?;
+    let vm = Stopped::find(context, &args.vm)?;
     if !background::is_here() {
         // For the one in the background.
-        drop(claim);
+        drop(vm);
         return background::start();
     }
-    run::start(&args.vm, saved, context, launched)
+    run::start(&vm.name, vm.saved, context, launched)
 }
 
 /// Changes what a VM is started with.
 pub fn update(args: UpdateArgs, context: &Context) -> Result<ExitCode> {
-    let (disks, _claim) = stopped(context, &args.vm)?;
-    let mut saved = disks.get(&args.vm)?;
+    let Stopped { name, disks, mut saved, claim: _claim } = Stopped::find(context, &args.vm)?;
     if let Some(release) = &args.kernel {
         Kernels::open(&context.home)?.get(release)?;
     }
     saved.cpus = args.cpus.or(saved.cpus);
     saved.memory_mib = args.memory.or(saved.memory_mib);
     saved.kernel = args.kernel.or(saved.kernel);
-    disks.set(&args.vm, &saved)?;
+    disks.set(&name, &saved)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Makes a disk larger.
 pub fn resize(args: &ResizeArgs, context: &Context) -> Result<ExitCode> {
-    let (disks, _claim) = stopped(context, &args.vm)?;
-    disks.resize(&args.vm, args.size)?;
+    let vm = Stopped::find(context, &args.vm)?;
+    vm.disks.resize(&vm.name, args.size)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Keeps a disk.
 pub fn snapshot(args: &SnapshotArgs, context: &Context) -> Result<ExitCode> {
-    let (disks, _claim) = stopped(context, &args.vm)?;
-    disks.snapshot(&args.vm, &args.snapshot)?;
+    let vm = Stopped::find(context, &args.vm)?;
+    vm.disks.snapshot(&vm.name, &args.snapshot)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -132,13 +141,14 @@ pub fn fork(args: &ForkArgs, context: &Context) -> Result<ExitCode> {
         Some((from, snapshot)) => (from, Some(snapshot)),
         None => (args.from.as_str(), None),
     };
+    let vms = Vms::open(&context.home)?;
     // A snapshot does not change while its VM runs.
-    let (disks, _claim) = match snapshot {
-        Some(_) => (Disks::open(&context.home)?, None),
-        None => stopped(context, from).map(|(disks, claim)| (disks, Some(claim)))?,
+    let (from, disks, _claim) = match snapshot {
+        Some(_) => (vms.find(from)?.record.name, Disks::open(&context.home)?, None),
+        None => Stopped::find(context, from).map(|vm| (vm.name, vm.disks, Some(vm.claim)))?,
     };
-    Vms::open(&context.home)?.check_free(&args.name)?;
-    disks.fork(from, snapshot, &args.name)?;
+    vms.check_free(&args.name)?;
+    disks.fork(&from, snapshot, &args.name)?;
     let saved = disks.get(&args.name)?;
     let store = Store::open(&context.home, saved.store.as_deref())?;
     // Of an upstream's image there is nothing here to keep.
@@ -166,8 +176,7 @@ pub fn commit(args: &CommitArgs, context: &Context, launched: Instant) -> Result
             vm.record.persistent,
             "VM '{vm_name}' has ended, and what it wrote is gone: only a VM made with --persist keeps it"
         );
-        let (disks, _claim) = stopped(context, &vm_name)?;
-        let saved = disks.get(&vm_name)?;
+        let Stopped { saved, claim: _claim, .. } = Stopped::find(context, &vm_name)?;
         run::commit(&vm_name, saved, name.as_str(), context, launched)
     };
     let image = image.with_context(|| format!("VM '{vm_name}'"))?;

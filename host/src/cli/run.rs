@@ -181,7 +181,7 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
     let saved = Saved {
         arguments: words.map_err(|word| anyhow::anyhow!("{} cannot be kept: it is not UTF-8", word.display()))?,
         folder: std::env::current_dir()?,
-        store: context.store.clone(),
+        store: context.store.as_deref().map(std::path::absolute).transpose()?,
         image: image.id.to_string(),
         cpus: None,
         memory_mib: None,
@@ -194,11 +194,11 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
     disks.keep_image(&name, &store, &image);
     let claim = disks.claim(&name)?;
     let outcome = boot(args, context, Some(disk), launched);
-    drop(claim);
     // One that never came up is none. One that did has left a folder of its own, whatever became of it.
     if Vms::open(&context.home)?.find(&name).is_ok_and(|vm| vm.state == State::Stopped) {
         disks.remove(&name)?;
     }
+    drop(claim);
     outcome
 }
 
@@ -229,7 +229,9 @@ pub fn commit(name: &str, saved: Saved, to: &str, context: &Context, launched: I
 
 /// The arguments by which a persistent VM is started again, and what they are to be read with.
 fn again(name: &str, saved: Saved, context: &Context) -> Result<(RunArgs, Context)> {
-    std::env::set_current_dir(&saved.folder).with_context(|| format!("cannot enter {}", saved.folder.display()))?;
+    if let Err(error) = std::env::set_current_dir(&saved.folder) {
+        tracing::warn!("cannot enter {}: {error}; relative paths begin here", saved.folder.display());
+    }
     let mut args = super::parse_run(&saved.arguments)?;
     args.image = saved.image;
     args.name = Some(name.to_owned());

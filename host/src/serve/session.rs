@@ -234,7 +234,7 @@ impl Session<'_> {
     }
 
     /// Sends the reply to a range of an object, a piece at a time; sends nothing, and returns `false`, if its beginning
-    /// is not in memory. The rest may have to wait for a disk.
+    /// and its end are not in memory. What lies between may, rarely, have to wait for a disk.
     ///
     /// # Errors
     /// If the guest does not take it, or the rest cannot be read: there is no way to take back what was sent, so the
@@ -246,10 +246,12 @@ impl Session<'_> {
         let header = Header { len: range.len, kind: kind::DATA, tag }.encode();
         let mut piece = vec![0; HEADER + PIECE];
         piece[..HEADER].copy_from_slice(&header);
-        if !source.read_cached(&object, range.offset, &mut piece[HEADER..]) {
+        let end = range.offset + u64::from(range.len);
+        if !source.read_cached(&object, end - 1, &mut [0])
+            || !source.read_cached(&object, range.offset, &mut piece[HEADER..])
+        {
             return Ok(false);
         }
-        let end = range.offset + u64::from(range.len);
         let send = async {
             let mut writer = self.outbox.writer().await;
             writer.write_all(&piece).await?;
@@ -257,6 +259,8 @@ impl Session<'_> {
             while offset < end {
                 piece.resize((end - offset).min(PIECE as u64) as usize, 0);
                 if !source.read_cached(&object, offset, &mut piece) {
+                    // All of it, in one request where that goes further than to a disk.
+                    piece.resize((end - offset) as usize, 0);
                     piece = self.read_rest(object, offset, piece).await?;
                 }
                 writer.write_all(&piece).await?;
@@ -269,7 +273,7 @@ impl Session<'_> {
         Ok(true)
     }
 
-    /// Fills a piece from a thread that may wait.
+    /// Fills the rest of a reply from a thread that may wait.
     async fn read_rest(&self, object: Object, offset: u64, mut piece: Vec<u8>) -> io::Result<Vec<u8>> {
         let source = self.image.source.clone();
         let read = tokio::task::spawn_blocking(move || source.read(&object, offset, &mut piece).map(|()| piece));

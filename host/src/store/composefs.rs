@@ -92,7 +92,9 @@ impl Import<'_> {
             Source::Directory(path) => Some(path.canonicalize()?),
             _ => None,
         };
-        let found = folder.as_deref().map(scan::scan).transpose()?.flatten();
+        // One that changes meanwhile is taken in as any other.
+        let scan = |folder: &Path| scan::scan(folder).ok().flatten();
+        let found = folder.as_deref().and_then(scan);
         if let (Some(folder), Some(found), Rehash::Changed) = (&folder, &found, self.rehash)
             && let Some(id) = scan::known(&store.files, folder, found)
             && store.manifest(&id).exists()
@@ -126,7 +128,7 @@ impl Import<'_> {
         }
         // What was found at the end too, nobody changed meanwhile.
         if let (Some(folder), Some(found)) = (&folder, &found)
-            && scan::scan(folder)?.as_ref() == Some(found)
+            && scan(folder).as_ref() == Some(found)
             && let Err(error) = scan::remember(&store.files, folder, found, &imported.id)
         {
             tracing::debug!("the next import of this folder takes in all of it: {error}");
@@ -471,7 +473,7 @@ fn explain(error: anyhow::Error, store: &Store) -> anyhow::Error {
     let full = [Errno::NOSPC, Errno::DQUOT];
     if errno.is_some_and(|errno| full.contains(&errno)) {
         return anyhow!(
-            "the disk that holds the store {} is full: free some space and import again; nothing is broken",
+            "the disk that holds the store {} is full: free some space and try again; nothing is broken",
             store.path().display()
         );
     }
@@ -480,7 +482,7 @@ fn explain(error: anyhow::Error, store: &Store) -> anyhow::Error {
     }
     let denied = [Errno::ACCESS, Errno::PERM];
     if errno.is_some_and(|errno| denied.contains(&errno)) && !rustix::process::geteuid().is_root() {
-        return error.context("permission denied: importing files of other users needs root");
+        return error.context("permission denied: files of other users need root");
     }
     error
 }

@@ -58,8 +58,8 @@ impl Files {
         let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o644)).tempfile_in(&temporary)?;
         file.write_all(bytes)?;
         finish(file.as_file())?;
-        file.persist(path)?;
-        Ok(())
+        file.persist(&path)?;
+        finish(&File::open(path.parent().expect("made above"))?)
     }
 
     /// Makes or moves the symbolic link `path` so that a reader sees the old target or the new one.

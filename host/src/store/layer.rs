@@ -84,12 +84,14 @@ impl<Hash: FsVerityHashValue> Merger<'_, Hash> {
         let (parent, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
         let lower_parent = self.folders.get(parent);
         let lower_parent = lower_parent.with_context(|| format!("a damaged layer: {shown} comes before its folder"))?;
-        // Where the image has what this one changes.
-        let origin = match overlay.get(&b"redirect"[..]) {
+        let kind = entry.header().entry_type();
+        // Where the image has what this one changes. A file with content of its own may still say where it came from.
+        let moved = overlay.get(&b"redirect"[..]).filter(|_| kind.is_dir() || overlay.contains_key(&b"metacopy"[..]));
+        let origin = match moved {
             Some(to) => Some(redirected(lower_parent.as_deref(), to).with_context(|| format!("{shown} was renamed"))?),
             None => lower_parent.as_ref().map(|parent| parent.join(name)),
         };
-        let content = match entry.header().entry_type() {
+        let content = match kind {
             EntryType::Directory => {
                 let opaque = overlay.get(&b"opaque"[..]).is_some_and(|value| value == b"y");
                 let lower = origin.filter(|origin| !opaque && self.lower_folder(origin).is_some());
@@ -210,7 +212,8 @@ fn attributes(entry: &mut Entry<impl Read>) -> Result<Attributes> {
         st_mode: header.mode()? & 0o7777,
         st_uid: u32::try_from(header.uid()?)?,
         st_gid: u32::try_from(header.gid()?)?,
-        st_mtim_sec: i64::try_from(header.mtime()?)?,
+        // In a record: a header knows no time before 1970.
+        st_mtim_sec: 0,
         st_mtim_nsec: 0,
         xattrs: BTreeMap::new(),
     };
@@ -224,7 +227,7 @@ fn attributes(entry: &mut Entry<impl Read>) -> Result<Attributes> {
             }
             continue;
         };
-        let value = unhex(value).context("a damaged layer: an attribute")?;
+        let (name, value) = unhex(name).zip(unhex(value)).context("a damaged layer: an attribute")?;
         let name = match (name.strip_prefix(OVERLAY_INSIDE), name.strip_prefix(OVERLAY)) {
             (Some(inside), _) => [OVERLAY, inside].concat(),
             (None, Some(own)) => {

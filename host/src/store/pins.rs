@@ -61,10 +61,18 @@ impl PinRecord {
         }
     }
 
-    /// Whether what holds it without a process is there.
+    /// Whether what holds it without a process is there, or may be: another user's cannot be looked at, and a home that
+    /// is not mounted now may come back.
     fn is_held(&self) -> bool {
-        let names = |text: Vec<u8>| text.windows(self.image.len()).any(|part| part == self.image.as_bytes());
-        self.holder.as_ref().is_some_and(|holder| fs::read(holder).is_ok_and(names))
+        let Some(holder) = &self.holder else { return false };
+        match fs::read(holder) {
+            Ok(text) => text.windows(self.image.len()).any(|part| part == self.image.as_bytes()),
+            // In a folder of its own among those of its kind.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                !holder.ancestors().nth(2).is_some_and(|kind| kind.is_dir())
+            }
+            Err(_) => true,
+        }
     }
 }
 
@@ -157,7 +165,12 @@ impl Store {
     fn held(&self) -> Result<Vec<PinRecord>> {
         let mut pins = Vec::new();
         for path in list(&self.files.path(HELD))? {
-            let text = fs::read(&path).with_context(|| format!("cannot read the pin {}", path.display()))?;
+            let text = match fs::read(&path) {
+                Ok(text) => text,
+                // Somebody else removed it this very moment.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot read the pin {}", path.display())),
+            };
             // One that is not whole was never said to be there.
             match serde_json::from_slice::<PinRecord>(&text) {
                 Ok(pin) if pin.is_held() => pins.push(pin),

@@ -9,7 +9,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +108,8 @@ impl Found {
 
     /// Whether it lives now.
     pub fn is_alive(&self) -> bool {
-        matches!(state(&self.dir), Ok(Some(State::Alive)))
+        // Of one without a run, the lock is that of its disk.
+        self.state != State::Stopped && matches!(state(&self.dir), Ok(Some(State::Alive)))
     }
 
     /// Blocks until it has ended; how, or `None` if nobody knows.
@@ -161,9 +162,10 @@ impl Vms {
         }
         for name in self.disks.names()? {
             if found.iter().all(|vm| vm.record.name != name) {
-                let saved = self.disks.get(&name)?;
+                // One that cannot be read can still be removed, and keeps nobody from the others.
+                let image = self.disks.get(&name).map(|saved| saved.image).unwrap_or_default();
                 let dir = self.disks.disk(&name).parent().map(Path::to_owned).unwrap_or_default();
-                let record = Record { name, image: saved.image, persistent: true, keep: true, ..Record::default() };
+                let record = Record { name, image, persistent: true, keep: true, ..Record::default() };
                 found.push(Found { record, state: State::Stopped, dir });
             }
         }
@@ -195,19 +197,20 @@ impl Vms {
     /// Removes what is left of a VM that has ended.
     ///
     /// # Errors
-    /// If it lives, or its folder cannot be removed.
+    /// If it lives, its disk is in use, or its folder cannot be removed.
     pub fn remove(&self, vm: &Found) -> Result<()> {
         let _launching = self.hold_launches()?;
-        if vm.record.persistent && !vm.is_alive() {
-            self.disks.remove(&vm.record.name)?;
+        let name = &vm.record.name;
+        ensure!(!vm.is_alive(), "VM '{name}' is running: 'lazyroot stop {name}' first, or --force");
+        if vm.record.persistent {
+            // It may have been started again since it was found.
+            let _claim = self.disks.claim(name)?;
+            self.disks.remove(name)?;
         }
-        match state(&vm.dir)? {
-            Some(State::Alive) => bail!("VM '{0}' is running: 'lazyroot stop {0}' first, or --force", vm.record.name),
-            _ => match fs::remove_dir_all(&vm.dir) {
-                // Somebody else was faster.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-                removed => removed.with_context(|| format!("cannot remove {}", vm.dir.display())),
-            },
+        match fs::remove_dir_all(&vm.dir) {
+            // Somebody else was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.with_context(|| format!("cannot remove {}", vm.dir.display())),
         }
     }
 

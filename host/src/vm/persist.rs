@@ -7,7 +7,10 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::boot::UPPER_DISK_BYTES;
@@ -19,8 +22,14 @@ use crate::store::{Image, Store};
 /// The disk's name in a folder.
 const DISK: &str = "disk.raw";
 
+/// What the names of folders begin with that are being made or removed.
+const UNFINISHED: &str = ".unfinished-";
+
 /// The name of what it is made of.
 const SAVED: &str = "vm.json";
+
+/// How long a claim waits for another to end: a process that ends lets go of its locks one by one.
+const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What such a VM is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,19 +112,31 @@ impl Disks {
         self.make(name, saved, |disk| make_blank(disk, bytes))
     }
 
-    /// Keeps everybody else from using the disk, or copying it, as long as the file is open.
+    /// Keeps everybody else from using the disk, copying or removing it, as long as the file is open. `None` if there is
+    /// no such VM.
     ///
     /// # Errors
     /// If somebody does just now.
-    pub fn claim(&self, name: &str) -> Result<File> {
-        self.get(name)?;
-        let lock = File::create(self.dir(name).join("lock"))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => {
-                bail!("VM '{name}' is starting or being copied by another lazyroot: try again when that is done")
+    pub fn claim(&self, name: &str) -> Result<Option<File>> {
+        let lock = match File::create(self.dir(name).join("lock")) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("cannot lock the VM's folder"),
+        };
+        let begin = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Some(lock)),
+                Err(TryLockError::WouldBlock) if begin.elapsed() < CLAIM_DEADLINE => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    bail!(
+                        "the disk of VM '{name}' is in use or being copied by another lazyroot: try again when that is done"
+                    )
+                }
+                Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the VM's folder"),
             }
-            Err(TryLockError::Error(error)) => Err(error).context("cannot lock the VM's folder"),
         }
     }
 
@@ -143,14 +164,33 @@ impl Disks {
     fn make(&self, name: &str, saved: &Saved, disk: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let dir = self.dir(name);
         ensure!(!dir.join(SAVED).exists(), "there is a VM '{name}' already: 'lazyroot rm {name}', or another name");
-        // Under another name until it is whole.
-        let fresh = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.0)?;
+        let _at_work = self.tidy()?;
+        // Under another name until it is whole, and on the host's disk.
+        let fresh = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.0)?;
         disk(&fresh.path().join(DISK))?;
         fs::write(fresh.path().join(SAVED), serde_json::to_vec_pretty(saved)?)?;
+        for part in [DISK, SAVED, "."] {
+            sync(&fresh.path().join(part))?;
+        }
         fs::rename(fresh.path(), &dir).with_context(|| format!("cannot make {}", dir.display()))?;
         // It has moved.
         let _ = fresh.keep();
-        Ok(())
+        sync(&self.0)
+    }
+
+    /// Clears away what was left half-made or half-removed by a process that was killed. While the file is open, nobody
+    /// else does.
+    fn tidy(&self) -> Result<File> {
+        let folder = File::open(&self.0)?;
+        if folder.try_lock().is_ok() {
+            for entry in fs::read_dir(&self.0)?.flatten() {
+                if entry.file_name().as_bytes().starts_with(UNFINISHED.as_bytes()) {
+                    let _ = fs::remove_dir_all(entry.path());
+                }
+            }
+        }
+        folder.lock_shared().context("cannot lock the folder of VMs")?;
+        Ok(folder)
     }
 
     /// Changes what a VM is made of.
@@ -161,8 +201,9 @@ impl Disks {
         self.get(name)?;
         let mut file = tempfile::NamedTempFile::new_in(self.dir(name))?;
         serde_json::to_writer_pretty(&mut file, saved)?;
+        file.as_file().sync_all()?;
         file.persist(self.dir(name).join(SAVED)).context("cannot write the VM's folder")?;
-        Ok(())
+        sync(&self.dir(name))
     }
 
     /// Makes the disk larger; the guest's file system follows at the next start.
@@ -186,10 +227,15 @@ impl Disks {
         self.get(name)?;
         let path = self.snapshot_path(name, snapshot)?;
         ensure!(!path.exists(), "VM '{name}' has a snapshot '{snapshot}' already");
-        fs::create_dir_all(path.parent().expect("it is in a folder"))?;
+        let folder = path.parent().expect("it is in a folder");
+        fs::create_dir_all(folder)?;
         let partial = path.with_extension("part");
-        clone(&self.disk(name), &partial).inspect_err(|_| drop(fs::remove_file(&partial)))?;
-        fs::rename(partial, path).context("cannot keep the snapshot")
+        // Of one that was killed.
+        let _ = fs::remove_file(&partial);
+        let copied = clone(&self.disk(name), &partial).and_then(|()| sync(&partial));
+        copied.inspect_err(|_| drop(fs::remove_file(&partial)))?;
+        fs::rename(partial, &path).context("cannot keep the snapshot")?;
+        sync(folder)
     }
 
     fn snapshot_path(&self, name: &str, snapshot: &str) -> Result<PathBuf> {
@@ -203,13 +249,22 @@ impl Disks {
     /// # Errors
     /// If they cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
-        match fs::remove_dir_all(self.dir(name)) {
+        let _at_work = self.tidy()?;
+        // At once, whatever becomes of us.
+        let away = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.0)?;
+        match fs::rename(self.dir(name), away.path().join("vm")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", self.dir(name).display()))
             }
-            _ => Ok(()),
+            _ => away.close().with_context(|| format!("cannot remove the disk of VM '{name}'")),
         }
     }
+}
+
+/// Has what was written to a file, or changed in a folder, outlive a power cut.
+fn sync(path: &Path) -> Result<()> {
+    let synced = File::open(path).and_then(|file| file.sync_all());
+    synced.with_context(|| format!("cannot write {} to the disk", path.display()))
 }
 
 /// Makes a sparse file.
