@@ -216,7 +216,7 @@ fn looking_inside_needs_no_root() {
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&program);
         command.arg("--store").arg(lazyroot.home().join("repository")).args(arguments);
-        command.env("LAZYROOT_HOME", home.path()).env("XDG_CONFIG_HOME", home.path());
+        command.env("LAZYROOT_HOME", home.path()).env("XDG_CONFIG_HOME", home.path().join("config"));
         command.current_dir(home.path()).uid(nobody).gid(nobody);
         let output = command.output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
