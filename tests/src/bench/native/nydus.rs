@@ -27,7 +27,6 @@ pub fn prepare(inputs: &Inputs) -> Result<Box<dyn System>> {
         let mut create = program("nydus-image")?;
         create.args(["create", "--log-level", "error", "--compressor", "none", "--bootstrap"]);
         run(create.arg(path.join("bootstrap")).arg("--blob-dir").arg(path.join("blobs")).arg(&inputs.tree))?;
-        fs::write(path.join("config.json"), config(path).to_string())?;
         fill(path)
     })?;
     let about = format!("{}, cache full, nothing verified; image and cache {}", version(), image.about);
@@ -71,6 +70,8 @@ fn fill(image: &Path) -> Result<()> {
 }
 
 fn mount(image: &Path, at: &Path) -> Result<Served> {
+    // It names folders: the image's may have moved.
+    fs::write(image.join("config.json"), config(image).to_string())?;
     let mut command = program("nydusd")?;
     command.args(["fuse", "--log-level", "error"]);
     // Else it wants a million, which not every machine allows.
