@@ -33,7 +33,8 @@ impl Machine {
         let guest_kernel = crate::kernel_deb();
         Self {
             processor: format!("{cpus} processors, {}, {sha} SHA instructions", field("model name")),
-            kernel: said("uname", &["-sr"]),
+            // Its version: what follows names somebody's build of it.
+            kernel: said("uname", &["-sr"]).split(['-', '+']).next().unwrap_or_default().to_owned(),
             file_system: said("stat", &["-f", "-c", "%T", &crate::given("LAZYROOT_HOME").to_string_lossy()]),
             qemu: qemu.trim_start_matches("QEMU emulator version ").to_owned(),
             guest_kernel: guest_kernel.file_name().unwrap_or_default().to_string_lossy().into_owned(),
