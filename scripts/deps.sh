@@ -25,7 +25,8 @@ packages() {
         ;;
     # What cross-builds guest-init is asked for where it is known whether it is needed.
     arm64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross mmdebstrap debian-archive-keyring ca-certificates ;;
-    macos) echo python3-venv ;;
+    # Build scripts run here.
+    macos) echo gcc libc6-dev python3-venv ;;
     # The peers come from a Debian tree of their own (bench-inputs.sh); nydus is built, which takes cmake.
     bench) echo fio cmake time ;;
     fuzz) echo g++ pkg-config libssl-dev zlib1g-dev ;;
