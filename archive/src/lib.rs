@@ -101,19 +101,16 @@ impl<W: Write> Packer<W> {
             // It would be nobody's there.
             return Ok(());
         }
-        let special = kind.is_block_device() || kind.is_char_device() || kind.is_fifo();
+        let special = kind.is_block_device() || kind.is_char_device() || kind.is_fifo() || kind.is_socket();
         if special && self.kinds == Kinds::Plain {
             return Err(about(io::Error::new(io::ErrorKind::Unsupported, "a device or pipe is not copied")));
         }
         let mut header = Header::new_ustar();
         header.set_metadata(&meta);
         if kind.is_socket() {
-            // A whiteout: it would be nobody's in an image either, and hides what the image has there.
+            // A whiteout, whose device is 0:0 as a socket's: it would be nobody's in an image either, and hides what the
+            // image has there.
             header.set_entry_type(EntryType::Char);
-            header.set_device_major(0)?;
-            header.set_device_minor(0)?;
-            header.set_size(0);
-            return self.out.append_data(&mut header, name, io::empty());
         }
         if special {
             let device = meta.rdev() as rustix::fs::Dev;

@@ -38,7 +38,7 @@ const PIPE_CAPACITY: usize = 64 << 10;
 pub struct Agent {
     address: Address,
     root: Arc<OwnedFd>,
-    upper: Arc<Option<OwnedFd>>,
+    upper: Option<Arc<OwnedFd>>,
     mode: Mode,
     objects: Arc<Objects>,
 }
@@ -47,7 +47,7 @@ impl Agent {
     /// An agent that runs programs in `root`, a directory that becomes theirs, beside an init or without one.
     /// `upper` has the changes to it. What programs read of `objects` the host has been told when it hears of their end.
     pub fn new(address: Address, root: OwnedFd, upper: Option<OwnedFd>, mode: Mode, objects: Arc<Objects>) -> Self {
-        Self { address, root: Arc::new(root), upper: Arc::new(upper), mode, objects }
+        Self { address, root: Arc::new(root), upper: upper.map(Arc::new), mode, objects }
     }
 
     /// Serves the host; never returns.
@@ -74,7 +74,7 @@ impl Agent {
                     let frames = self.open(Role::Stream(number))?;
                     let (root, upper, objects) = (self.root.clone(), self.upper.clone(), self.objects.clone());
                     thread::spawn(move || {
-                        if let Err(error) = serve_stream(frames, &root, upper.as_ref().as_ref(), &objects) {
+                        if let Err(error) = serve_stream(frames, &root, upper.as_deref(), &objects) {
                             eprintln!("lazyroot: a stream ended: {error}");
                         }
                     });
