@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::exec::{Exec, ExecError};
+use tokio::time::Instant;
 
 use super::control;
 use super::copy::{self, write_with_mode};
@@ -25,6 +26,9 @@ const SERVERS: &[&str] = &["/usr/sbin/sshd", "/usr/bin/sshd", "/sbin/sshd"];
 
 /// How long a server may take to say the first word. It may have to be read from the host first.
 const BANNER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Pause before a server that ended without a word is tried again.
+const EVERY: Duration = Duration::from_millis(500);
 
 /// A VM's keys, in a folder of its folder.
 pub struct Keys(PathBuf);
@@ -159,16 +163,35 @@ pub async fn proxy(dir: &Path) -> Result<exec::Status> {
 
 /// Waits until the guest's sshd says its first word.
 ///
+/// A server that ends without one is tried again: while the image's own ssh.service fails and is restarted, systemd
+/// takes the folder that [`hand_over`] made away each time.
+///
 /// # Errors
 /// If it does not, or the image has none.
 pub async fn answers(dir: &Path) -> Result<()> {
-    hand_over(dir, &Keys::of(dir)?).await?;
+    let keys = Keys::of(dir)?;
+    let deadline = Instant::now() + BANNER_DEADLINE;
+    loop {
+        hand_over(dir, &keys).await?;
+        let first = tokio::time::timeout_at(deadline, first_word(dir)).await;
+        let word = first.context("the guest's sshd says nothing")??;
+        if word.starts_with(b"SSH-") {
+            return Ok(());
+        }
+        ensure!(word.is_empty(), "the guest's sshd says: {}", crate::serve::printable(&String::from_utf8_lossy(&word)));
+        ensure!(
+            Instant::now() + EVERY < deadline,
+            "the guest's sshd ends without a word: the guest's journal has its reason"
+        );
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// What the guest's sshd says first; nothing if it ends before.
+async fn first_word(dir: &Path) -> Result<Vec<u8>> {
     for path in SERVERS {
-        let stream = control::open_stream(dir).await?;
-        let first = tokio::time::timeout(BANNER_DEADLINE, exec::first_output(stream, server(path))).await;
-        match first.context("the guest's sshd says nothing")?? {
-            Ok(word) if word.starts_with(b"SSH-") => return Ok(()),
-            Ok(word) => bail!("the guest's sshd says: {}", crate::serve::printable(&String::from_utf8_lossy(&word))),
+        match exec::first_output(control::open_stream(dir).await?, server(path)).await? {
+            Ok(word) => return Ok(word),
             Err((ExecError::NotFound, _)) => (),
             Err((_, why)) => bail!("{why}"),
         }
