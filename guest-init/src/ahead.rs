@@ -115,7 +115,8 @@ impl Layer {
     pub fn open(path: &Path, target: &Path) -> std::io::Result<Self> {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
         inotify::add_watch(&watch, target, inotify::WatchFlags::DELETE_SELF)?;
-        let root = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        // Only to start from, which takes no request.
+        let root = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let root = Arc::new(Mutex::new(Some(root)));
         let kept = Arc::downgrade(&root);
         thread::Builder::new().name("unmounted".into()).spawn(move || {

@@ -77,13 +77,17 @@ fn boot() -> Result<std::convert::Infallible> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the data plane")?;
+    if boot.mode == Mode::Agent {
+        // While the data plane waits for the host. All of it moves to the image's root with what it is in.
+        prepare_for_commands();
+    }
     let mut ready = String::new();
     let output = daemon.stdout.take().expect("standard output is a pipe");
     BufReader::new(output).read_line(&mut ready)?;
     if ready.trim_end() != DAEMON_READY {
         bail!("the image's root could not be mounted");
     }
-    switch_root(boot.mode)?;
+    switch_root()?;
     // A byte, not just the pipe's end, which would come of a failure here too.
     let mut go = daemon.stdin.take().expect("standard input is a pipe");
     go.write_all(b"\n").context("the process behind the image's root is gone")?;
@@ -155,7 +159,7 @@ fn open_console() {
 }
 
 /// Makes the mounted image the root, and moves the kernel's file systems there.
-fn switch_root(mode: Mode) -> Result<()> {
+fn switch_root() -> Result<()> {
     for name in ["dev", "proc", "sys", "run"] {
         let target = format!("{SYSROOT}/{name}");
         fs::create_dir_all(&target).with_context(|| format!("the image has no /{name}, and it cannot be made"))?;
@@ -165,20 +169,21 @@ fn switch_root(mode: Mode) -> Result<()> {
     mount_move(".", "/").context("cannot move the image's root")?;
     rustix::process::chroot(".").context("cannot change root")?;
     std::env::set_current_dir("/")?;
-    if mode == Mode::Agent {
-        // What an init would do, for commands that run without one. An image may lack a folder and be
-        // read-only, or the kernel a file system; the command then does without.
-        let _ = mount_at("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=620,ptmxmode=666,gid=5");
-        let _ = mount_at("tmpfs", "/dev/shm", MountFlags::NOSUID | MountFlags::NODEV, c"mode=1777");
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        let _ = mount_at("cgroup2", "/sys/fs/cgroup", flags, c"");
-        for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
-            let _ = std::os::unix::fs::symlink(target, Path::new("/dev").join(link));
-        }
-        // Programs expect 127.0.0.1 even where no init configures a network.
-        let _ = sys::bring_up("lo");
-    }
     Ok(())
+}
+
+/// What an init would do, for commands that run without one. A kernel may lack a file system; the command then does
+/// without.
+fn prepare_for_commands() {
+    let _ = mount_at("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=620,ptmxmode=666,gid=5");
+    let _ = mount_at("tmpfs", "/dev/shm", MountFlags::NOSUID | MountFlags::NODEV, c"mode=1777");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let _ = mount_at("cgroup2", "/sys/fs/cgroup", flags, c"");
+    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        let _ = std::os::unix::fs::symlink(target, Path::new("/dev").join(link));
+    }
+    // Programs expect 127.0.0.1 even where no init configures a network.
+    let _ = sys::bring_up("lo");
 }
 
 fn exec_init() -> Result<std::convert::Infallible> {

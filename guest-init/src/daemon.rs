@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::frame::EventKind;
+use lazyroot_proto::settings::Settings;
 use rustix::fs::{Mode, OFlags};
 use rustix::mm::{MlockAllFlags, mlockall};
 
@@ -75,10 +76,8 @@ fn give_up(link: &Link, error: anyhow::Error) -> anyhow::Error {
 /// Makes the mounted image ready to become the root; for an init, with a socket that hears from it.
 fn prepare(address: &Address, boot: &cmdline::Boot, mounted: &mount::Mounted) -> Result<Option<Notify>> {
     let sysroot = Path::new(SYSROOT);
-    if boot.settings {
-        let settings = settings::fetch(address)?;
-        settings::apply(&settings, sysroot, boot.mode)?;
-    }
+    let settings = if boot.settings { settings::fetch(address)? } else { Settings::default() };
+    settings::apply(&settings, sysroot, boot.mode)?;
     if !boot.disk {
         settings::mount_scratch(sysroot);
     }

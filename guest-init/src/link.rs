@@ -48,6 +48,9 @@ const RETRY: Duration = Duration::from_millis(50);
 /// that tries again later gets the whole deadline.
 const FAIL_FAST: Duration = Duration::from_secs(10);
 
+/// Bytes of metadata and leaves asked for at a time: while a piece is hashed and kept, the next one comes.
+const PIECE: u32 = 256 << 10;
+
 /// Receive buffer for headers and small replies: a full one saves system calls, a larger one only memory.
 const BUFFER: usize = 64 << 10;
 
@@ -159,6 +162,11 @@ pub struct Ticket {
     len: u32,
 }
 
+fn extend(all: &mut Vec<u8>, piece: &[u8]) -> Result<(), LinkError> {
+    all.extend_from_slice(piece);
+    Ok(())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread panics while it holds a lock of the link")
 }
@@ -182,39 +190,49 @@ impl Link {
         Ok(link)
     }
 
-    /// The image's EROFS manifest, not verified yet.
-    pub fn manifest(&self) -> Result<Vec<u8>, LinkError> {
-        self.metadata(Metadata::Manifest)
+    /// Hands the image's EROFS manifest to `take`, piece by piece and in order. Not verified.
+    ///
+    /// # Errors
+    /// If a piece does not come, or `take` fails.
+    pub fn manifest<E: From<LinkError>>(&self, take: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        self.metadata(Metadata::Manifest, take)
     }
 
-    /// The image's object index, not verified yet.
+    /// The image's object index. Not verified.
     pub fn index(&self) -> Result<Vec<u8>, LinkError> {
-        self.metadata(Metadata::Index)
+        let mut index = Vec::new();
+        self.metadata(Metadata::Index, |piece| extend(&mut index, piece))?;
+        Ok(index)
     }
 
     /// The image's boot profile: what to read ahead. A hint that nothing vouches for; empty if there is none.
     pub fn profile(&self) -> Result<Vec<Hint>, LinkError> {
-        Ok(decode_hints(kind::GET, &self.metadata(Metadata::Profile)?)?)
+        let mut hints = Vec::new();
+        self.metadata(Metadata::Profile, |piece| extend(&mut hints, piece))?;
+        Ok(decode_hints(kind::GET, &hints)?)
     }
 
-    fn metadata(&self, what: Metadata) -> Result<Vec<u8>, LinkError> {
+    fn metadata<E: From<LinkError>>(&self, what: Metadata, take: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let sizes = lock(&self.calls).sizes.expect("a connected link has had its welcome");
         let size = match what {
             Metadata::Manifest => sizes.manifest,
             Metadata::Index => sizes.index,
             Metadata::Profile => sizes.profile,
         };
-        self.in_pieces(size, |offset, len| Request::Get { what, offset, len })
+        self.in_pieces(size, |offset, len| Request::Get { what, offset, len }, take)
     }
 
     /// `len` bytes (1 to [`MAX_READ`]) at byte `offset` of an object; the range must lie inside it. Not verified.
     pub fn read(&self, id: ObjectId, offset: u64, len: u32) -> Result<Vec<u8>, LinkError> {
-        self.exactly(&Request::Read { id, offset, len }, len)
+        let tag = self.ask(&Request::Read { id, offset, len }, Some(thread::current()));
+        self.take(Ticket { tag, len })
     }
 
     /// The `len` bytes of an object's Merkle leaves, not verified.
     pub fn leaves(&self, id: ObjectId, len: u64) -> Result<Vec<u8>, LinkError> {
-        self.in_pieces(len, |offset, len| Request::Leaves { id, offset, len })
+        let mut leaves = Vec::new();
+        self.in_pieces(len, |offset, len| Request::Leaves { id, offset, len }, |piece| extend(&mut leaves, piece))?;
+        Ok(leaves)
     }
 
     /// Tells the host what happened here at `at` (nanoseconds since the kernel started); `text` may be empty.
@@ -228,22 +246,28 @@ impl Link {
         let _ = self.send(&request.encode(0));
     }
 
-    fn in_pieces(&self, size: u64, request: impl Fn(u64, u32) -> Request) -> Result<Vec<u8>, LinkError> {
-        let mut all = Vec::new();
-        while (all.len() as u64) < size {
-            let offset = all.len() as u64;
-            let len = (size - offset).min(MAX_READ.into()) as u32;
-            all.extend_from_slice(&self.exactly(&request(offset, len), len)?);
+    /// `size` bytes in pieces, the next of which is always on its way while `take` has one.
+    fn in_pieces<E: From<LinkError>>(
+        &self,
+        size: u64,
+        request: impl Fn(u64, u32) -> Request,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let ask = |offset: u64| {
+            let len = (size - offset).min(PIECE.into()) as u32;
+            Ticket { tag: self.ask(&request(offset, len), None), len }
+        };
+        let mut offsets = (0..size).step_by(PIECE as usize);
+        let mut coming = offsets.next().map(ask);
+        while let Some(ticket) = coming {
+            coming = offsets.next().map(ask);
+            let taken = self.redeem(ticket).map_err(E::from).and_then(|piece| take(&piece));
+            if let Err(error) = taken {
+                coming.into_iter().for_each(|ticket| self.forget(ticket));
+                return Err(error);
+            }
         }
-        Ok(all)
-    }
-
-    fn exactly(&self, request: &Request, wanted: u32) -> Result<Vec<u8>, LinkError> {
-        let data = self.call(request)?;
-        if data.len() != wanted as usize {
-            return Err(LinkError::Length { wanted: wanted.into(), got: data.len() as u64 });
-        }
-        Ok(data)
+        Ok(())
     }
 
     /// Asks for ranges of objects without waiting: each reply is taken with [`Link::redeem`], or given up with
@@ -274,11 +298,7 @@ impl Link {
         if let Some(call) = lock(&self.calls).waiting.get_mut(&ticket.tag) {
             call.caller = Some(thread::current());
         }
-        let data = self.finish(ticket.tag)?;
-        if data.len() != ticket.len as usize {
-            return Err(LinkError::Length { wanted: ticket.len.into(), got: data.len() as u64 });
-        }
-        Ok(data)
+        self.take(ticket)
     }
 
     /// Gives up what was asked for with [`Link::read_ahead`]; it may be on its way already.
@@ -286,22 +306,31 @@ impl Link {
         lock(&self.calls).waiting.remove(&ticket.tag);
     }
 
-    /// Sends a request and waits for its reply, leading the reading if nobody else does.
-    fn call(&self, request: &Request) -> Result<Vec<u8>, LinkError> {
+    /// Sends a request; `caller` waits for the reply already.
+    fn ask(&self, request: &Request, caller: Option<Thread>) -> u64 {
         let (tag, frame) = {
             let mut calls = lock(&self.calls);
             calls.next_tag += 1;
             let tag = calls.next_tag;
             let frame = request.encode(tag);
-            calls.waiting.insert(tag, Call { frame: frame.clone(), caller: Some(thread::current()), reply: None });
+            calls.waiting.insert(tag, Call { frame: frame.clone(), caller, reply: None });
             (tag, frame)
         };
         // A failed write shows up as a failed read, which replays this request.
         let _ = self.send(&frame);
-        self.finish(tag)
+        tag
     }
 
-    /// Waits for a reply, and passes the lead on.
+    /// Waits for all the bytes that were asked for.
+    fn take(&self, ticket: Ticket) -> Result<Vec<u8>, LinkError> {
+        let data = self.finish(ticket.tag)?;
+        if data.len() != ticket.len as usize {
+            return Err(LinkError::Length { wanted: ticket.len.into(), got: data.len() as u64 });
+        }
+        Ok(data)
+    }
+
+    /// Waits for a reply, leading the reading if nobody else does, and passes the lead on.
     fn finish(&self, tag: u64) -> Result<Vec<u8>, LinkError> {
         let reply = self.wait(tag, Instant::now() + self.deadline);
         let next = {

@@ -1,16 +1,18 @@
 //! Mounting an image: its EROFS manifest as metadata, the FUSE layer as data, overlayfs over both.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
-use lazyroot_proto::{ObjectId, verity};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use lazyroot_proto::verity::{self, LeafHasher};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
@@ -32,6 +34,9 @@ pub struct Trust {
     /// fs-verity digest of the object index.
     pub index: ObjectId,
 }
+
+/// Where overlayfs keeps what only it understands.
+const OVERLAYS_OWN: &[u8] = b"trusted.overlay.";
 
 /// The folder of changes in the upper layer's file system.
 const CHANGES: &str = "changes";
@@ -87,33 +92,22 @@ impl Mounted {
 /// If the metadata does not match `trust`, or the kernel lacks a feature (the error says which). Nothing stays
 /// mounted then.
 pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper: Upper) -> Result<Mounted> {
-    let (manifest, index) = metadata(&link, trust)?;
+    let workdir = Workdir::mount(workdir)?;
+    keep_manifest(&link, trust.manifest, &workdir.manifest())?;
+    let index = fetch_index(&link, trust.index)?;
     let recorder = Recorder::start(link.clone()).context("cannot start a thread")?;
     let objects = Arc::new(Objects::new(link, index, recorder, prefetch_budget()));
-    // A ramfs of our own for the manifest and the layers' mount points. Unlike a tmpfs it can back an EROFS
-    // mount, and once detached it goes when the last layer does.
-    rustix::mount::mount("lazyroot", workdir, "ramfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
-        .with_context(|| mount_hint("ramfs", workdir))?;
-    let detach = DetachOnDrop(workdir);
-    let layer = |name: &str| -> Result<PathBuf> {
-        let dir = workdir.join(name);
-        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(dir)
-    };
+    let metadata_layer = workdir.layer("metadata")?;
+    attach(erofs(&workdir.manifest())?, &metadata_layer)?;
 
-    let image = workdir.join("manifest.erofs");
-    fs::write(&image, manifest).context("cannot keep the manifest in memory")?;
-    let metadata_layer = layer("metadata")?;
-    attach(erofs(&image)?, &metadata_layer)?;
-
-    let data_layer = layer("data")?;
+    let data_layer = workdir.layer("data")?;
     let (device, data) = fuse()?;
     // The kernel's first request waits in the queue already; the session answers it.
     attach(data, &data_layer)?;
     let serving = datafs::serve(objects, device).context("cannot serve the FUSE data layer")?;
     set_readahead(&data_layer);
 
-    let ready_layer = layer("ready")?;
+    let ready_layer = workdir.layer("ready")?;
     rustix::mount::mount("lazyroot", &ready_layer, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
         .context("cannot mount a tmpfs for what is read ahead")?;
     serving.replay_profile(Ready::open(&ready_layer)?).context("cannot start a thread")?;
@@ -121,12 +115,12 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     let upper_layer = match &upper {
         Upper::None => None,
         Upper::Disk(device) => {
-            let dir = layer("upper")?;
+            let dir = workdir.layer("upper")?;
             disk::mount(device, &dir)?;
             Some(dir)
         }
         Upper::Tmpfs => {
-            let dir = layer("upper")?;
+            let dir = workdir.layer("upper")?;
             rustix::mount::mount("lazyroot", &dir, "tmpfs", MountFlags::empty(), c"mode=755")
                 .context("cannot mount a tmpfs for changes")?;
             Some(dir)
@@ -141,7 +135,7 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
         upper_layer.map(|dir| open_folder(&dir.join(CHANGES))).transpose().context("cannot open the upper layer")?;
     // Best effort: without it scans are slower.
     let layer = Layer::open(&data_layer, target).ok();
-    drop(detach);
+    drop(workdir);
     serving.read_ahead(layer).context("cannot start a thread")?;
     Ok(Mounted { serving, upper })
 }
@@ -157,30 +151,58 @@ fn prefetch_budget() -> usize {
     usize::try_from(quarter).unwrap_or(usize::MAX).min(MAX_PREFETCH)
 }
 
-/// The manifest's bytes and the index, both exactly what `trust` names.
-fn metadata(link: &Link, trust: Trust) -> Result<(Vec<u8>, ObjectIndex)> {
-    let manifest = link.manifest().context("cannot fetch the image's manifest")?;
-    let found = verity::digest(trust.manifest.algorithm(), &manifest);
-    if found != trust.manifest {
-        bail!("the manifest does not match its digest: expected {}, got {found}; the image is refused", trust.manifest);
+/// Keeps the manifest in the file `image`, if it is the one with this digest.
+fn keep_manifest(link: &Link, digest: ObjectId, image: &Path) -> Result<()> {
+    let mut file = File::create(image)?;
+    let mut hasher = LeafHasher::new(digest.algorithm());
+    let keep = |piece: &[u8]| -> Result<()> {
+        hasher.update(piece);
+        file.write_all(piece).context("cannot keep it in memory")
+    };
+    link.manifest(keep).context("cannot fetch the image's manifest")?;
+    let (found, _) = hasher.finish();
+    if found != digest {
+        bail!("the manifest does not match its digest: expected {digest}, got {found}; the image is refused");
     }
-    let index = link.index().context("cannot fetch the image's object index")?;
-    let found = verity::digest(trust.index.algorithm(), &index);
-    if found != trust.index {
-        bail!(
-            "the object index does not match its digest: expected {}, got {found}; the image is refused",
-            trust.index
-        );
-    }
-    Ok((manifest, ObjectIndex::from_bytes(&index)?))
+    Ok(())
 }
 
-/// Unmounts lazily what is mounted at a path, and what is below.
-struct DetachOnDrop<'a>(&'a Path);
+/// The index, if it is the one with this digest.
+fn fetch_index(link: &Link, digest: ObjectId) -> Result<ObjectIndex> {
+    let index = link.index().context("cannot fetch the image's object index")?;
+    let found = verity::digest(digest.algorithm(), &index);
+    if found != digest {
+        bail!("the object index does not match its digest: expected {digest}, got {found}; the image is refused");
+    }
+    Ok(ObjectIndex::from_bytes(&index)?)
+}
 
-impl Drop for DetachOnDrop<'_> {
+/// A ramfs of our own for the manifest and the layers' mount points. Unlike a tmpfs it can back an EROFS mount, and once
+/// detached, when this is dropped, it goes when the last layer does.
+struct Workdir(PathBuf);
+
+impl Workdir {
+    fn mount(dir: &Path) -> Result<Self> {
+        rustix::mount::mount("lazyroot", dir, "ramfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
+            .with_context(|| mount_hint("ramfs", dir))?;
+        Ok(Self(dir.to_owned()))
+    }
+
+    fn manifest(&self) -> PathBuf {
+        self.0.join("manifest.erofs")
+    }
+
+    /// A folder to mount a layer at.
+    fn layer(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.0.join(name);
+        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(dir)
+    }
+}
+
+impl Drop for Workdir {
     fn drop(&mut self) {
-        let _ = unmount(self.0, UnmountFlags::DETACH);
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
     }
 }
 
@@ -289,7 +311,7 @@ fn overlay(metadata: &Path, data: &[&Path], upper: Option<&Path>, kind: &Upper) 
             // A disk has them from an earlier boot.
             if !changes.exists() {
                 fs::create_dir(&changes).context("cannot make the upper layer")?;
-                copy_root_attributes(metadata, &changes)?;
+                copy_attributes(metadata, &changes)?;
             }
             fs::create_dir_all(&work).context("cannot make the upper layer")?;
             overlay.set("upperdir", &escape(&changes))?.set("workdir", &escape(&work))?;
@@ -316,10 +338,16 @@ fn escape(path: &Path) -> String {
 }
 
 /// The merged root shows the upper layer's own attributes: give it the image's.
-fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
-    let meta = fs::metadata(from)?;
-    std::os::unix::fs::chown(to, Some(meta.uid()), Some(meta.gid()))?;
+fn copy_attributes(from: &Path, to: &Path) -> Result<()> {
+    let meta = fs::symlink_metadata(from)?;
+    std::os::unix::fs::lchown(to, Some(meta.uid()), Some(meta.gid()))?;
     fs::set_permissions(to, meta.permissions())?;
+    for name in xattr::list(from)?.filter(|name| !name.as_bytes().starts_with(OVERLAYS_OWN)) {
+        // Best effort: a kernel may not let us have one.
+        if let Ok(Some(value)) = xattr::get(from, &name) {
+            let _ = xattr::set(to, &name, &value);
+        }
+    }
     let time = fs::FileTimes::new().set_accessed(meta.accessed()?).set_modified(meta.modified()?);
     File::open(to)?.set_times(time)?;
     Ok(())
@@ -327,9 +355,10 @@ fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
 
 /// Lets the kernel read ahead as far as one FUSE READ reaches; it offers 128 KiB by itself. Best effort.
 fn set_readahead(data: &Path) {
-    let Ok(device) = fs::metadata(data).map(|meta| meta.dev()) else { return };
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    // What the kernel knows without a request: the device.
+    let known = AtFlags::from_bits_retain(libc::AT_STATX_DONT_SYNC as u32);
+    let Ok(stat) = rustix::fs::statx(rustix::fs::CWD, data, known, StatxFlags::empty()) else { return };
+    let file = format!("/sys/class/bdi/{}:{}/read_ahead_kb", stat.stx_dev_major, stat.stx_dev_minor);
     let _ = fs::write(file, (datafs::READAHEAD >> 10).to_string());
 }
 

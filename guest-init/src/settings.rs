@@ -65,9 +65,9 @@ pub fn apply(settings: &Settings, sysroot: &Path, mode: Mode) -> Result<()> {
 pub fn scratch(sysroot: &Path) -> Vec<PathBuf> {
     let places = SCRATCH.iter().map(|name| sysroot.join(name));
     places
-        .filter(|dir| {
-            let empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
-            empty && dir.parent().is_some_and(Path::is_dir) && (dir.is_dir() || fs::create_dir(dir).is_ok())
+        .filter(|dir| match fs::read_dir(dir) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(_) => dir.parent().is_some_and(Path::is_dir) && fs::create_dir(dir).is_ok(),
         })
         .collect()
 }

@@ -5,7 +5,11 @@
 //! little-endian: magic `LZRTIDX1`, u8 algorithm, 3 zero bytes, u32 count, then per object the digest (32 or
 //! 64 bytes) and its size as u64.
 
-use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use crate::{Algorithm, ObjectId, verity};
 
@@ -14,12 +18,22 @@ const HEADER: usize = 16;
 
 /// The objects of one image. Positions are manifest order: the order in which a walk of the manifest first
 /// meets each object (directories in name order), so that neighbours in a tree are neighbours here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ObjectIndex {
     algorithm: Algorithm,
     entries: Vec<(ObjectId, u64)>,
-    positions: HashMap<ObjectId, u32>,
+    /// By the hash of the id that is there.
+    positions: HashTable<u32>,
+    hasher: RandomState,
 }
+
+impl PartialEq for ObjectIndex {
+    fn eq(&self, other: &Self) -> bool {
+        (self.algorithm, &self.entries) == (other.algorithm, &other.entries)
+    }
+}
+
+impl Eq for ObjectIndex {}
 
 /// Why bytes are no object index.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -42,7 +56,8 @@ impl ObjectIndex {
     /// # Errors
     /// If an object is listed twice, has another algorithm than `algorithm`, or is not as empty as its size says.
     pub fn new(algorithm: Algorithm, entries: Vec<(ObjectId, u64)>) -> Result<Self, IndexError> {
-        let mut positions = HashMap::with_capacity(entries.len());
+        let (mut positions, hasher) = (HashTable::with_capacity(entries.len()), RandomState::new());
+        let id_at = |position: u32| &entries[position as usize].0;
         let empty = verity::digest(algorithm, &[]);
         for (position, (id, size)) in entries.iter().enumerate() {
             if id.algorithm() != algorithm {
@@ -52,11 +67,13 @@ impl ObjectIndex {
                 return Err(IndexError::NotEmpty(*id));
             }
             let position = u32::try_from(position).map_err(|_| IndexError::Malformed)?;
-            if positions.insert(*id, position).is_some() {
-                return Err(IndexError::Duplicate(*id));
-            }
+            let same = |other: &u32| id_at(*other) == id;
+            match positions.entry(hasher.hash_one(id), same, |other| hasher.hash_one(id_at(*other))) {
+                Entry::Occupied(_) => return Err(IndexError::Duplicate(*id)),
+                Entry::Vacant(entry) => entry.insert(position),
+            };
         }
-        Ok(Self { algorithm, entries, positions })
+        Ok(Self { algorithm, entries, positions, hasher })
     }
 
     /// The index's bytes, the same for the same image everywhere.
@@ -94,7 +111,8 @@ impl ObjectIndex {
 
     /// Where `id` stands in manifest order, if the image has it.
     pub fn position(&self, id: &ObjectId) -> Option<u32> {
-        self.positions.get(id).copied()
+        let same = |position: &u32| self.entries[*position as usize].0 == *id;
+        self.positions.find(self.hasher.hash_one(id), same).copied()
     }
 
     /// The object at `position`: its id and its size in bytes.

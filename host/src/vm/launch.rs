@@ -364,13 +364,14 @@ impl Vm {
             Sitter::Us => (Console::Stdio, None),
             Sitter::Nobody => hypervisor.console_log(instance.dir()).map(|(console, log)| (console, Some(log)))?,
         };
+        let settings = settings(launch, &shares, hypervisor.network_settings(network))?;
         let spec = MachineSpec {
             name: instance.name().to_owned(),
             cpus: launch.cpus,
             memory_mib: launch.memory_mib,
             kernel: hypervisor.kernel_file(&kernel)?,
             initramfs,
-            cmdline: cmdline(hypervisor.as_ref(), launch, instance.name(), vsock_port)?,
+            cmdline: cmdline(hypervisor.as_ref(), launch, &settings, instance.name(), vsock_port)?,
             dir: instance.dir().to_owned(),
             console,
             vsock_port,
@@ -389,7 +390,7 @@ impl Vm {
         let listener = Listener::bind(&endpoint)?;
         let control_listener = Control::listen(instance.dir())?;
         let see_listener = Reporter::listen(instance.dir())?;
-        let hub = Arc::new(Hub::with_settings(&settings(launch, &shares, hypervisor.network_settings(network))?));
+        let hub = Arc::new(Hub::with_settings(&settings));
         let (image, source) = (launch.image.clone(), store.source());
         let memory = Memory::new(store, &launch.image.id, launch.profile);
         let catalog = Catalog::on_demand(image.id, move || {
@@ -680,7 +681,13 @@ fn choose_kernel(home: &Home, store: &Store, launch: &Launch) -> Result<Kernel> 
     Ok(kernel)
 }
 
-fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port: u32) -> Result<String> {
+fn cmdline(
+    hypervisor: &dyn Hypervisor,
+    launch: &Launch,
+    settings: &Settings,
+    name: &str,
+    vsock_port: u32,
+) -> Result<String> {
     let mode = if launch.command.is_some() { "agent" } else { "init" };
     let mut words = vec![
         format!("console={}", hypervisor.console_device()),
@@ -692,8 +699,10 @@ fn cmdline(hypervisor: &dyn Hypervisor, launch: &Launch, name: &str, vsock_port:
         format!("lazyroot.port={vsock_port}"),
         format!("lazyroot.mode={mode}"),
         format!("lazyroot.hostname={name}"),
-        "lazyroot.settings".to_owned(),
     ];
+    if *settings != Settings::default() {
+        words.push("lazyroot.settings".to_owned());
+    }
     if launch.disk.is_some() {
         words.push("lazyroot.upper=disk".to_owned());
     }

@@ -30,8 +30,9 @@ use fuser::{
 use lazyroot::home::Home;
 use lazyroot::store::{Image, Store};
 use lazyroot_guest::link::{Address, Link, REQUEST_DEADLINE};
+use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
-use lazyroot_proto::{ObjectId, verity};
+use lazyroot_proto::verity::{self, LeafHasher};
 
 /// Threads that answer the kernel: as many reads are in flight. More were no faster on two processors.
 const THREADS: usize = 8;
@@ -158,9 +159,13 @@ impl Naive {
     fn connect(socket: &str, image: &Image) -> Result<Self> {
         let link = Link::connect(Address::Unix(socket.into()), image.id, REQUEST_DEADLINE)?;
         // What a real mount fetches too; it has the digests to check them by.
-        let (manifest, index) = (link.manifest()?, link.index()?);
-        ensure!(verity::digest(image.id.algorithm(), &manifest) == image.id, "the manifest is damaged");
-        let index = Arc::new(ObjectIndex::from_bytes(&index)?);
+        let mut manifest = LeafHasher::new(image.id.algorithm());
+        link.manifest(|piece| -> Result<()> {
+            manifest.update(piece);
+            Ok(())
+        })?;
+        ensure!(manifest.finish().0 == image.id, "the manifest is damaged");
+        let index = Arc::new(ObjectIndex::from_bytes(&link.index()?)?);
         ensure!(index.id() == image.index.id(), "the index is damaged");
         Ok(Self { link: Mutex::new(link), index, leaves: Mutex::default() })
     }

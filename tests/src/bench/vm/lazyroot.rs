@@ -72,7 +72,8 @@ impl System for WithProfile {
 /// Starts a VM of `image` in emulation.
 pub fn launched(image: &str, boot: Boot<'_>) -> Result<Launched> {
     let mut program = Command::new(given("LAZYROOT_TEST_BIN"));
-    program.args(["run", "--report=json", "--hypervisor", "qemu:tcg"]);
+    // As the others, which have no network either.
+    program.args(["run", "--report=json", "--hypervisor", "qemu:tcg", "--net", "none"]);
     program.args(["--cpus", &CPUS.to_string(), "--memory", &MEMORY_MIB.to_string(), image]);
     if let Boot::Command(command) = boot {
         program.arg("--").args(command);
