@@ -17,7 +17,7 @@ use std::time::Duration;
 use lazyroot_proto::reads::Origin;
 use rustix::fs::{Mode, OFlags, RawDir, inotify};
 
-use crate::objects::Objects;
+use crate::objects::{Objects, Run};
 use crate::pages::Pages;
 use crate::recorder::Stopwatch;
 
@@ -29,9 +29,12 @@ const HOLD: Duration = Duration::from_millis(50);
 /// the memory.
 const MAX_LISTED: usize = 1 << 15;
 
-/// The batches on their way into the page cache.
+/// What is on its way ahead of the programs that read it.
 pub struct Scans {
-    queue: Sender<Range<u32>>,
+    /// The objects at these positions go into the page cache.
+    batches: Sender<Range<u32>>,
+    /// Ranges of large objects, to be there and checked when they are read.
+    runs: Sender<Run>,
     pending: Arc<Pending>,
 }
 
@@ -44,18 +47,29 @@ struct Pending {
 impl Scans {
     /// Starts the threads that fill `pages`. `layer` lists the data layer, if it can be listed.
     pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, layer: Option<Layer>) -> std::io::Result<Self> {
-        let (queue, batches) = mpsc::channel();
+        let (batches, batches_asked) = mpsc::channel();
+        let (runs, runs_asked) = mpsc::channel();
         let pending = Arc::<Pending>::default();
+        let runner = objects.clone();
         let filler = Filler { objects, pages, layer, pending: pending.clone() };
-        thread::Builder::new().name("ahead".into()).spawn(move || filler.run(&batches))?;
-        Ok(Self { queue, pending })
+        thread::Builder::new().name("ahead".into()).spawn(move || filler.run(&batches_asked))?;
+        let receive = move || runs_asked.into_iter().for_each(|run| runner.receive_run(run));
+        thread::Builder::new().name("runs".into()).spawn(receive)?;
+        Ok(Self { batches, runs, pending })
     }
 
     /// Fills the page cache with the objects at these positions, which were asked for.
     pub fn fill(&self, batch: Range<u32>) {
         self.pending.lock().push(batch.clone());
         // Fails only if the thread ended, which it does with us.
-        let _ = self.queue.send(batch);
+        let _ = self.batches.send(batch);
+    }
+
+    /// Takes in what was asked for of large objects.
+    pub fn receive(&self, run: Run) {
+        if !run.is_empty() {
+            let _ = self.runs.send(run);
+        }
     }
 
     /// Waits a moment for the batch to be in the page cache.
@@ -81,24 +95,28 @@ struct Filler {
 impl Filler {
     fn run(mut self, batches: &Receiver<Range<u32>>) {
         for batch in batches {
-            if let Some(layer) = self.layer.take()
-                && self.objects.index().entries().len() <= MAX_LISTED
-            {
-                // In a thread of its own: whoever answers the listing may have to wait for us.
-                let _ = thread::Builder::new().name("list".into()).spawn(move || layer.list());
-            }
-            // The first is kept back.
-            for position in batch.clone().skip(1) {
-                let stopwatch = Stopwatch::start();
-                if let Some(Ok(content)) = self.objects.receive_small(position, Origin::Neighbour)
-                    && self.pages.store(position, 0, &content)
-                {
-                    self.objects.stored_ahead(position, stopwatch);
-                }
-            }
-            self.pending.lock().retain(|other| *other != batch);
-            self.pending.done.notify_all();
+            self.fill(&batch);
         }
+    }
+
+    fn fill(&mut self, batch: &Range<u32>) {
+        if let Some(layer) = self.layer.take()
+            && self.objects.index().entries().len() <= MAX_LISTED
+        {
+            // In a thread of its own: whoever answers the listing may have to wait for us.
+            let _ = thread::Builder::new().name("list".into()).spawn(move || layer.list());
+        }
+        // The first is kept back.
+        for position in batch.clone().skip(1) {
+            let stopwatch = Stopwatch::start();
+            if let Some(Ok(content)) = self.objects.receive_small(position, Origin::Neighbour)
+                && self.pages.store(position, 0, &content)
+            {
+                self.objects.stored_ahead(position, stopwatch);
+            }
+        }
+        self.pending.lock().retain(|other| other != batch);
+        self.pending.done.notify_all();
     }
 }
 

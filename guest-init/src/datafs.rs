@@ -18,7 +18,7 @@ use fuser::{
 use lazyroot_proto::{ObjectId, ObjectIndex};
 
 use crate::ahead::{Layer, Scans};
-use crate::objects::Objects;
+use crate::objects::{LONGEST_READ, Objects};
 use crate::pages::{self, FIRST_OBJECT, Pages};
 use crate::prefetch;
 use crate::ready::Ready;
@@ -29,11 +29,6 @@ const THREADS: usize = 8;
 
 /// Objects and their sizes never change: the kernel may keep what it knows for ever.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
-
-/// What the kernel reads ahead at most, in bytes. Its own default is half of that, its limit 1 MiB; sequential reads are
-/// as fast with each, but programs that jump about in large files (python and its libraries) fetch a quarter less than
-/// with 1 MiB.
-pub const READAHEAD: u32 = 256 << 10;
 
 const ROOT: u64 = 1;
 /// Inodes of the 256 directories, by their byte.
@@ -126,6 +121,7 @@ impl DataFs {
     fn come_ahead(&self, position: u32) -> Option<(&Scans, Range<u32>)> {
         let step = self.objects.miss(position);
         let scans = self.scans.get()?;
+        step.passed.for_each(|position| scans.receive(self.objects.begin_run(position)));
         if let Some(batch) = step.ask.filter(|_| step.scan) {
             scans.fill(batch);
         }
@@ -192,8 +188,8 @@ fn child(index: &ObjectIndex, parent: u64, name: &[u8]) -> Result<u64, Errno> {
 impl Filesystem for DataFs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Best effort all: a kernel without one of these is slower, not wrong.
-        let _ = config.set_max_readahead(READAHEAD);
-        let _ = config.set_max_write(READAHEAD);
+        let _ = config.set_max_readahead(LONGEST_READ);
+        let _ = config.set_max_write(LONGEST_READ);
         for flag in [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -280,6 +276,9 @@ impl Filesystem for DataFs {
         let stopwatch = Stopwatch::start();
         let Some(position) = pages::position(ino.0) else { return reply.error(Errno::EISDIR) };
         let scan = self.come_ahead(position);
+        if let Some(scans) = self.scans.get() {
+            scans.receive(self.objects.follow_run(position, offset, size));
+        }
         let read = self.objects.read(position, offset, size);
         if let Some((scans, batch)) = scan {
             scans.hold_for(&batch);

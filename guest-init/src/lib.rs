@@ -27,6 +27,7 @@ mod pieces;
 mod prefetch;
 mod ready;
 pub mod recorder;
+mod runs;
 mod service;
 mod settings;
 mod shutdown;

@@ -235,6 +235,12 @@ impl Link {
         Ok(leaves)
     }
 
+    /// Asks for the first `len` bytes (1 to [`MAX_READ`]) of an object's Merkle leaves without waiting, as
+    /// [`Link::read_ahead`] does.
+    pub fn leaves_ahead(&self, id: ObjectId, len: u32) -> Ticket {
+        Ticket { tag: self.ask(&Request::Leaves { id, offset: 0, len }, None), len }
+    }
+
     /// Tells the host what happened here at `at` (nanoseconds since the kernel started); `text` may be empty.
     /// Lost if the connection is.
     pub fn event(&self, kind: EventKind, at: u64, text: &str) {

@@ -20,7 +20,7 @@ use rustix::mount::{
 
 use crate::ahead::Layer;
 use crate::link::Link;
-use crate::objects::Objects;
+use crate::objects::{LONGEST_READ, Objects};
 use crate::ready::Ready;
 use crate::recorder::Recorder;
 use crate::{datafs, disk, loopdev};
@@ -359,7 +359,7 @@ fn set_readahead(data: &Path) {
     let known = AtFlags::from_bits_retain(libc::AT_STATX_DONT_SYNC as u32);
     let Ok(stat) = rustix::fs::statx(rustix::fs::CWD, data, known, StatxFlags::empty()) else { return };
     let file = format!("/sys/class/bdi/{}:{}/read_ahead_kb", stat.stx_dev_major, stat.stx_dev_minor);
-    let _ = fs::write(file, (datafs::READAHEAD >> 10).to_string());
+    let _ = fs::write(file, (LONGEST_READ >> 10).to_string());
 }
 
 /// Whether an image of lazyroot's is mounted at `target` itself.

@@ -64,6 +64,8 @@ pub struct Step {
     pub scan: bool,
     /// The batch of a scan that the missed object lies in.
     pub within: Option<Range<u32>>,
+    /// What a scan passes between what was asked for before and what is asked for now: too long for a batch, or empty.
+    pub passed: Range<u32>,
 }
 
 impl Neighbours {
@@ -71,6 +73,12 @@ impl Neighbours {
     /// asked for ahead.
     pub fn miss(&self, index: &ObjectIndex, position: u32, longest: u64) -> Step {
         self.0.lock().expect("no panic under the lock").miss(index, position, longest)
+    }
+
+    /// Whether a scan has come to the object at `position`, of any length.
+    pub fn is_in_scan(&self, position: u32) -> bool {
+        let state = self.0.lock().expect("no panic under the lock");
+        state.sequences.iter().any(|sequence| sequence.window == MAX_WINDOW && sequence.leads_to(position))
     }
 }
 
@@ -83,10 +91,12 @@ impl State {
         let (mut sequence, give_up) = self.follow(position);
         let in_scan = sequence.window == MAX_WINDOW;
         let within = sequence.batches.front().filter(|batch| in_scan && batch.contains(&position)).cloned();
+        let behind = sequence.next;
         let ask = sequence.wanted(index, longest);
         let scan = sequence.window == MAX_WINDOW;
+        let passed = ask.as_ref().filter(|_| scan).map_or(0..0, |batch| behind..batch.start);
         self.sequences.push(sequence);
-        Step { ask, give_up, scan, within }
+        Step { ask, give_up, scan, within, passed }
     }
 
     /// The sequence that a miss at `position` belongs to, taken out, and what was asked for in vain.
@@ -198,6 +208,18 @@ mod tests {
         assert_eq!(miss(&mut state, &index, 129).0, 161..225);
         // Whoever is in the page cache already is not asked for.
         assert_eq!(miss(&mut state, &index, 170), (225..289, 1));
+    }
+
+    #[test]
+    fn a_scan_says_which_large_objects_it_passes() {
+        let mut sizes = [10; 4000];
+        sizes[225..227].fill(5000);
+        let (index, mut state) = (index(&sizes), State::default());
+        for position in [100, 101, 102, 105, 113] {
+            assert_eq!(state.miss(&index, position, 1000).passed, 0..0, "no scan yet");
+        }
+        assert_eq!(state.miss(&index, 129, 1000).passed, 161..161, "none");
+        assert_eq!(state.miss(&index, 170, 1000).passed, 225..227);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! Small objects are fetched whole, which one hash over their blocks proves. Of large ones the Merkle leaves
 //! come first (32 or 64 bytes for every 4 KiB, checked against the digest), and then just the ranges asked for.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::Write;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use lazyroot_proto::frame::{EventKind, MAX_READ};
 use lazyroot_proto::index::ObjectIndex;
@@ -17,14 +19,20 @@ use lazyroot_proto::{ObjectId, verity};
 use crate::budget::Budget;
 use crate::cache::{Cache, Fetched};
 use crate::clock::monotonic_now;
-use crate::link::{Link, LinkError, Ticket, Wanted};
+use crate::link::{Link, LinkError, REQUEST_DEADLINE, Ticket, Wanted};
 use crate::neighbours::{Neighbours, Step};
 use crate::pieces::Pieces;
 use crate::recorder::{Recorder, Stopwatch};
+use crate::runs::{self, Runs};
 
 /// Objects up to this many bytes travel whole: 99 % of the objects of a Linux image, and at vsock's speed
 /// (tens of MiB/s emulated, GB/s otherwise) no dearer than the extra round trip for leaves.
 pub const SMALL: u64 = 256 << 10;
+
+/// What the kernel reads at a time at most, and so reads ahead, in bytes. Its own default is half of that, its limit
+/// 1 MiB; sequential reads are as fast with each, but programs that jump about in large files (python and its libraries)
+/// fetch a quarter less than with 1 MiB.
+pub const LONGEST_READ: u32 = 256 << 10;
 
 /// Memory for objects fetched whole, in bytes. The kernel's page cache keeps what programs read; this only
 /// bridges the time until it has them.
@@ -32,6 +40,10 @@ const WHOLE_BUDGET: usize = 8 << 20;
 
 /// Memory for Merkle leaves, in bytes: enough for 1 GiB (SHA-256) of large files being read at a time.
 const LEAVES_BUDGET: usize = 8 << 20;
+
+/// How long a read waits for a piece that the boot profile brings before it asks for itself: as long as half a heartbeat,
+/// after which something is wrong.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Objects that were opened and may still be read: more than the programs that open files at the same time.
 const MAX_OPENED: usize = 64;
@@ -52,6 +64,9 @@ pub enum ReadError {
     Corrupt(ObjectId),
 }
 
+/// Ranges of a large object on their way, ahead of the program that reads it.
+pub type Run = Vec<(Wanted, Ticket)>;
+
 /// The objects of one image.
 pub struct Objects {
     link: Arc<Link>,
@@ -62,11 +77,16 @@ pub struct Objects {
     tickets: Mutex<BTreeMap<u32, (Ticket, Origin)>>,
     whole: Cache,
     leaves: Cache,
+    /// Leaves of large objects on their way that nobody waits for yet.
+    leaf_tickets: Mutex<BTreeMap<u32, Ticket>>,
     /// Of large objects, what the boot profile brought.
     pieces: Pieces,
+    runs: Runs,
+    /// Of large objects, what comes ahead in a run.
+    run_pieces: Pieces,
     /// Memory that the boot profile's objects and pieces take.
     budget: Budget,
-    /// Small objects that were asked for when a program opened them, oldest first.
+    /// Objects that were asked for, or their leaves, when a program opened them, oldest first.
     opened: Mutex<VecDeque<u32>>,
     /// Small objects that programs find by themselves.
     ready: Mutex<HashSet<u32>>,
@@ -107,7 +127,10 @@ impl Objects {
             tickets: Mutex::default(),
             whole: Cache::new(WHOLE_BUDGET),
             leaves: Cache::new(LEAVES_BUDGET),
+            leaf_tickets: Mutex::default(),
             pieces: Pieces::default(),
+            runs: Runs::new(LONGEST_READ.into()),
+            run_pieces: Pieces::default(),
             budget: Budget::new(budget),
             opened: Mutex::default(),
             ready: Mutex::default(),
@@ -160,18 +183,44 @@ impl Objects {
         self.tickets().extend(wanted.iter().map(|wanted| wanted.extent.position).zip(tickets));
     }
 
-    /// A program opens the object at `position`: a small one is asked for now, and here by the time it is read.
+    /// A program opens the object at `position`: a small one is asked for now, and here by the time it is read; of a
+    /// large one the leaves.
     pub fn expect_opened(&self, position: u32) {
-        let small = self.index.get(position).is_some_and(|(_, size)| (1..=SMALL).contains(&size));
-        if small && !self.ready_small(position) {
-            self.expect_small([position].into_iter(), Origin::Host);
-            let mut opened = self.opened.lock().expect("no panic under the lock");
-            opened.push_back(position);
-            let oldest = if opened.len() > MAX_OPENED { opened.pop_front() } else { None };
-            drop(opened);
-            // Opened and not read: nobody waits for it.
-            oldest.into_iter().for_each(|position| self.give_up(position..position + 1));
+        match self.index.get(position) {
+            Some((_, 1..=SMALL)) if !self.ready_small(position) => {
+                self.expect_small([position].into_iter(), Origin::Host);
+            }
+            Some((id, size)) if size > SMALL => self.expect_leaves(position, id, size),
+            _ => return,
         }
+        let mut opened = self.opened.lock().expect("no panic under the lock");
+        opened.push_back(position);
+        let oldest = if opened.len() > MAX_OPENED { opened.pop_front() } else { None };
+        drop(opened);
+        // Opened and not read: nobody waits for it.
+        if let Some(position) = oldest {
+            self.give_up(position..position + 1);
+            self.give_up_leaves(position);
+        }
+    }
+
+    /// Asks for the leaves of a large object, if one request brings them all.
+    fn expect_leaves(&self, position: u32, id: ObjectId, size: u64) {
+        let len = u32::try_from(verity::leaves_len(id.algorithm(), size)).ok().filter(|len| *len <= MAX_READ);
+        if let Some(len) = len.filter(|_| !self.leaves.has(position))
+            && let Entry::Vacant(place) = self.leaf_tickets().entry(position)
+        {
+            place.insert(self.link.leaves_ahead(id, len));
+        }
+    }
+
+    fn give_up_leaves(&self, position: u32) {
+        let ticket = self.leaf_tickets().remove(&position);
+        ticket.into_iter().for_each(|ticket| self.link.forget(ticket));
+    }
+
+    fn leaf_tickets(&self) -> MutexGuard<'_, BTreeMap<u32, Ticket>> {
+        self.leaf_tickets.lock().expect("no panic under the lock")
     }
 
     fn ready_small(&self, position: u32) -> bool {
@@ -247,15 +296,65 @@ impl Objects {
 
     /// A piece has come, or will not.
     pub fn keep_piece(&self, wanted: &Wanted, data: Result<Vec<u8>, LinkError>) {
-        let verified = data.ok().filter(|data| {
-            let leaves =
-                self.index.get(wanted.extent.position).map(|(id, size)| self.leaves(wanted.extent.position, id, size));
-            matches!(leaves, Some(Ok(leaves)) if self.range_is_right(wanted.id, &leaves, wanted.offset, data))
-        });
+        let verified = self.verified(wanted, data);
         let bytes = verified.as_ref().map_or(0, Vec::len);
         self.budget.take(bytes);
         self.recorder.count(|counters| counters.profile_bytes += bytes as u64);
         self.pieces.arrive(wanted.extent, verified);
+    }
+
+    fn verified(&self, wanted: &Wanted, data: Result<Vec<u8>, LinkError>) -> Option<Vec<u8>> {
+        data.ok().filter(|data| {
+            let leaves =
+                self.index.get(wanted.extent.position).map(|(id, size)| self.leaves(wanted.extent.position, id, size));
+            matches!(leaves, Some(Ok(leaves)) if self.range_is_right(wanted.id, &leaves, wanted.offset, data))
+        })
+    }
+
+    /// A scan is about to come to the object at `position`: the beginning of a large one is asked for, and is for
+    /// [`Objects::receive_run`].
+    pub fn begin_run(&self, position: u32) -> Run {
+        match self.index.get(position) {
+            Some((id, size)) if size > SMALL => {
+                self.expect_leaves(position, id, size);
+                self.step_run(self.runs.begin(position, size), position)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The kernel reads these bytes of the object at `position`: if a scan does that to a large one, what follows is asked
+    /// for, and is for [`Objects::receive_run`].
+    pub fn follow_run(&self, position: u32, offset: u64, len: u32) -> Run {
+        let Some((_, size)) = self.index.get(position).filter(|(_, size)| *size > SMALL && offset < *size) else {
+            return Vec::new();
+        };
+        let scanned = offset == 0 && self.neighbours.is_in_scan(position);
+        let mut run = if scanned { self.begin_run(position) } else { Vec::new() };
+        let range = offset..size.min(offset + u64::from(len));
+        run.extend(self.step_run(self.runs.read(position, range, size), position));
+        run
+    }
+
+    fn step_run(&self, step: runs::Step, position: u32) -> Run {
+        if let Some(position) = step.give_up {
+            self.run_pieces.drop_object(position);
+            self.give_up_leaves(position);
+        }
+        let extents =
+            step.ask.iter().filter_map(|range| Extent::around(position, range.start, range.end - range.start));
+        let wanted = extents.filter(|extent| self.run_pieces.expect(*extent));
+        let wanted: Vec<_> = wanted.filter_map(|extent| Wanted::new(&self.index, extent)).collect();
+        let tickets = self.link.read_ahead(&wanted);
+        wanted.into_iter().zip(tickets).collect()
+    }
+
+    /// Waits for ranges that come ahead, and keeps them for the reads that follow.
+    pub fn receive_run(&self, run: Run) {
+        for (wanted, ticket) in run {
+            let data = self.link.redeem(ticket);
+            self.run_pieces.arrive(wanted.extent, self.verified(&wanted, data));
+        }
     }
 
     fn demand_small(&self, position: u32, id: ObjectId, size: u64, stopwatch: Stopwatch) -> Fetched {
@@ -331,7 +430,9 @@ impl Objects {
     fn leaves(&self, position: u32, id: ObjectId, size: u64) -> Fetched {
         self.leaves.get_or_fetch(position, Origin::Host, || {
             let len = verity::leaves_len(id.algorithm(), size);
-            let leaves = self.link.leaves(id, len).map_err(|error| ReadError::Link { id, error })?;
+            let ticket = self.leaf_tickets().remove(&position);
+            let leaves = ticket.map_or_else(|| self.link.leaves(id, len), |ticket| self.link.redeem(ticket));
+            let leaves = leaves.map_err(|error| ReadError::Link { id, error })?;
             match verity::digest_of_leaves(id.algorithm(), &leaves, size) == Some(id) {
                 true => Ok(leaves),
                 false => Err(ReadError::Corrupt(id)),
@@ -357,14 +458,26 @@ impl Objects {
         let block = verity::BLOCK as u64;
         let first = start / block * block;
         let last = end.next_multiple_of(block).min(size);
-        let bytes = |data| Bytes { data: Arc::new(data), start: (start - first) as usize, end: (end - first) as usize };
+        let bytes = |data: Arc<Vec<u8>>, at: usize| {
+            let end = at + (end - first) as usize;
+            Bytes { data, start: at + (start - first) as usize, end }
+        };
         let extent = Extent::around(position, first, last - first);
-        if let Some(found) = extent.and_then(|extent| self.pieces.take(extent, (last - first) as usize)) {
+        let taken = |pieces: &Pieces, patience| {
+            extent.and_then(|extent| pieces.take(extent, (last - first) as usize, patience))
+        };
+        if let Some(found) = taken(&self.pieces, PATIENCE) {
             self.budget.give_back(found.freed);
             self.recorder.count(|counters| counters.profile_used_bytes += found.fresh);
-            return (Ok(bytes(found.data)), Origin::Profile);
+            return (Ok(bytes(found.data, found.start)), Origin::Profile);
         }
-        (self.fetch_range(position, id, size, first, last).map(bytes), Origin::Host)
+        // What is on its way comes, or fails, within a request's time: to ask again would be no faster.
+        if let Some(found) = taken(&self.run_pieces, REQUEST_DEADLINE) {
+            self.recorder.count(|counters| counters.neighbour_bytes += found.fresh);
+            return (Ok(bytes(found.data, found.start)), Origin::Neighbour);
+        }
+        let fetched = self.fetch_range(position, id, size, first, last);
+        (fetched.map(|data| bytes(Arc::new(data), 0)), Origin::Host)
     }
 
     fn fetch_range(&self, position: u32, id: ObjectId, size: u64, first: u64, last: u64) -> Result<Vec<u8>, ReadError> {

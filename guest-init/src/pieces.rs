@@ -1,4 +1,4 @@
-//! Verified pieces of large objects that the boot profile brought, until a program reads them.
+//! Verified pieces of large objects that came ahead of need, until a program reads them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -9,10 +9,6 @@ use lazyroot_proto::verity::BLOCK;
 
 /// Blocks of a piece at most: one bit each says whether it was read.
 pub const MAX_BLOCKS: u32 = u64::BITS;
-
-/// How long a read waits for a piece that is on its way before it asks for itself: as long as half a heartbeat, after
-/// which something is wrong.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Default)]
@@ -32,8 +28,10 @@ struct Piece {
 
 /// Bytes found in pieces.
 pub struct Found {
-    /// The bytes.
-    pub data: Vec<u8>,
+    /// A buffer with the bytes: a piece that has them all, or a new one.
+    pub data: Arc<Vec<u8>>,
+    /// Where they begin in it.
+    pub start: usize,
     /// How many of them nobody had read before.
     pub fresh: u64,
     /// Bytes of memory that were freed with it.
@@ -66,9 +64,9 @@ impl Pieces {
         self.arrived.notify_all();
     }
 
-    /// All the bytes of `extent`, `len` of them, if pieces hold them or soon will.
-    pub fn take(&self, extent: Extent, len: usize) -> Option<Found> {
-        let deadline = Instant::now() + PATIENCE;
+    /// All the bytes of `extent`, `len` of them, if pieces hold them or will within `patience`.
+    pub fn take(&self, extent: Extent, len: usize, patience: Duration) -> Option<Found> {
+        let deadline = Instant::now() + patience;
         let mut pieces = self.lock();
         loop {
             let covering = covering(&pieces, extent)?;
@@ -78,6 +76,17 @@ impl Pieces {
             let left = deadline.checked_duration_since(Instant::now())?;
             pieces = self.arrived.wait_timeout(pieces, left).expect("no panic under the lock").0;
         }
+    }
+
+    /// Lets go of the object at `position`.
+    pub fn drop_object(&self, position: u32) {
+        let mut pieces = self.lock();
+        let mut behind = pieces.split_off(&(position, 0));
+        if let Some(next) = position.checked_add(1) {
+            pieces.append(&mut behind.split_off(&(next, 0)));
+        }
+        drop(pieces);
+        self.arrived.notify_all();
     }
 
     /// Lets go of everything; returns how much memory that was, in bytes.
@@ -111,14 +120,16 @@ fn covering(pieces: &BTreeMap<(u32, u32), Piece>, extent: Extent) -> Option<Vec<
 }
 
 fn collect(pieces: &mut BTreeMap<(u32, u32), Piece>, keys: &[(u32, u32)], extent: Extent, len: usize) -> Found {
-    let mut found = Found { data: Vec::with_capacity(len), fresh: 0, freed: 0 };
+    let mut found = Found { data: Arc::default(), start: 0, fresh: 0, freed: 0 };
+    let mut joined = Vec::with_capacity(if keys.len() > 1 { len } else { 0 });
+    let mut collected = 0;
     for key in keys {
         let piece = pieces.get_mut(key).expect("the key was found under the same lock");
         let data = piece.data.clone().expect("all of them have arrived");
-        let first = (extent.block as usize + found.data.len() / BLOCK) - key.1 as usize;
-        let start = first * BLOCK;
-        let end = data.len().min(start + len - found.data.len());
-        found.data.extend_from_slice(&data[start.min(end)..end]);
+        let first = (extent.block as usize + collected / BLOCK) - key.1 as usize;
+        let end = data.len().min(first * BLOCK + len - collected);
+        let start = end.min(first * BLOCK);
+        collected += end - start;
         let last = end.div_ceil(BLOCK);
         let bits = (first..last).fold(0u64, |bits, block| bits | 1 << block);
         found.fresh += u64::from((bits & !piece.read).count_ones()) * BLOCK as u64;
@@ -127,6 +138,14 @@ fn collect(pieces: &mut BTreeMap<(u32, u32), Piece>, keys: &[(u32, u32)], extent
             found.freed += data.len();
             pieces.remove(key);
         }
+        if keys.len() > 1 {
+            joined.extend_from_slice(&data[start..end]);
+        } else {
+            (found.data, found.start) = (data, start);
+        }
+    }
+    if keys.len() > 1 {
+        found.data = Arc::new(joined);
     }
     found
 }
@@ -144,6 +163,10 @@ mod tests {
         (block * BLOCK..block * BLOCK + len).map(|byte| (byte / BLOCK) as u8).collect()
     }
 
+    fn take(pieces: &Pieces, extent: Extent, len: usize) -> Option<Found> {
+        pieces.take(extent, len, Duration::from_secs(2))
+    }
+
     fn put(pieces: &Pieces, block: u32, len: usize) {
         let extent = extent(block, len.div_ceil(BLOCK) as u32);
         assert!(pieces.expect(extent));
@@ -155,16 +178,24 @@ mod tests {
         let pieces = Pieces::default();
         put(&pieces, 4, 4 * BLOCK);
         put(&pieces, 8, 2 * BLOCK + 100);
-        let found = pieces.take(extent(6, 3), 3 * BLOCK).unwrap();
-        assert_eq!((found.data, found.fresh, found.freed), (data(6, 3 * BLOCK), 3 * BLOCK as u64, 0));
-        let end = pieces.take(extent(9, 2), BLOCK + 100).unwrap();
-        assert_eq!((end.data, end.freed), (data(9, BLOCK + 100), 2 * BLOCK + 100));
+        let found = take(&pieces, extent(6, 3), 3 * BLOCK).unwrap();
+        assert_eq!((&*found.data, found.start), (&data(6, 3 * BLOCK), 0));
+        assert_eq!((found.fresh, found.freed), (3 * BLOCK as u64, 0));
+        let end = take(&pieces, extent(9, 2), BLOCK + 100).unwrap();
+        assert_eq!((&end.data[end.start..], end.freed), (&*data(9, BLOCK + 100), 2 * BLOCK + 100));
         for (block, blocks) in [(3, 2), (10, 1), (7, 2)] {
-            assert!(pieces.take(extent(block, blocks), blocks as usize * BLOCK).is_none(), "{blocks} at {block}");
+            assert!(take(&pieces, extent(block, blocks), blocks as usize * BLOCK).is_none(), "{blocks} at {block}");
         }
-        let rest = pieces.take(extent(4, 4), 4 * BLOCK).unwrap();
+        let rest = take(&pieces, extent(4, 4), 4 * BLOCK).unwrap();
         assert_eq!((rest.fresh, rest.freed), (2 * BLOCK as u64, 4 * BLOCK));
         assert_eq!(pieces.drop_all(), 0);
+        put(&pieces, 0, BLOCK);
+        pieces.drop_object(6);
+        pieces.drop_object(8);
+        assert!(take(&pieces, extent(0, 1), BLOCK).is_some_and(|found| found.data.len() == BLOCK));
+        put(&pieces, 0, BLOCK);
+        pieces.drop_object(7);
+        assert!(take(&pieces, extent(0, 1), BLOCK).is_none());
     }
 
     #[test]
@@ -173,7 +204,7 @@ mod tests {
             let pieces = Pieces::default();
             assert!(pieces.expect(extent(0, 1)) && !pieces.expect(extent(0, 1)));
             thread::scope(|scope| {
-                let reader = scope.spawn(|| pieces.take(extent(0, 1), BLOCK));
+                let reader = scope.spawn(|| take(&pieces, extent(0, 1), BLOCK));
                 thread::sleep(Duration::from_millis(5));
                 pieces.arrive(extent(0, 1), arrives.then(|| data(0, BLOCK)));
                 assert_eq!(reader.join().unwrap().is_some(), arrives);
