@@ -20,6 +20,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::inputs::{Inputs, SCRIPT};
+use super::peers::processor_time_of_all;
 use super::plan::{Plan, drop_host_caches, title};
 use super::report::{Cell, Report, cache};
 
@@ -140,8 +141,9 @@ impl Bench {
     }
 
     fn run(&self, mounted: &dyn Mounted, workload: &str, cell: &Cell, report: &mut Report) -> Result<()> {
-        let before = mounted.fetched();
+        let (before, busy) = (mounted.fetched(), processor_time_of_all()?);
         let seconds = run_workload(&self.mountpoint, workload)?;
+        report.processor_time(cell, processor_time_of_all()? - busy);
         let fetched = mounted.fetched().zip(before).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
         report.add(cell, seconds, fetched);
         Ok(())

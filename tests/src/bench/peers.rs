@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::given;
 
@@ -55,6 +55,18 @@ pub fn processor_time(pid: u32) -> Option<f64> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
     Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Processor time that everything on this machine has used since it started, in seconds.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn processor_time_of_all() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    // "cpu", then user, nice, system, idle, iowait, irq, softirq (proc_stat(5)).
+    let ticks: Vec<f64> = stat.split_ascii_whitespace().skip(1).take(7).filter_map(|word| word.parse().ok()).collect();
+    let [user, nice, system, _, _, irq, softirq] = ticks[..] else { bail!("/proc/stat begins with {ticks:?}") };
+    Ok((user + nice + system + irq + softirq) / rustix::param::clock_ticks_per_second() as f64)
 }
 
 /// Bytes that a process has read, and in how many calls.

@@ -86,25 +86,24 @@ struct Samples {
     unit: Unit,
     bytes_fetched: Option<u64>,
     requests: Option<u64>,
+    /// Processor time of each sample, all processes together, in seconds.
+    #[serde(default)]
+    processor: Vec<f64>,
     notes: Vec<String>,
 }
 
 impl Samples {
-    fn sorted(&self) -> Vec<f64> {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted
-    }
-
     fn median(&self) -> Option<f64> {
-        (!self.values.is_empty()).then(|| quantile(&self.sorted(), 0.5))
+        quantile(&self.values, 0.5)
     }
 }
 
-/// The value that `share` (0 to 1) of the sorted samples do not exceed.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+/// The value that `share` (0 to 1) of the samples do not exceed; `None` of none.
+fn quantile(samples: &[f64], share: f64) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
     let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted[rank.clamp(1, sorted.len()) - 1]
+    sorted.get(rank.max(1) - 1).copied()
 }
 
 /// All cells of a run.
@@ -139,6 +138,8 @@ struct Row<'a> {
     ratio_to_ceiling: Option<f64>,
     bytes_fetched: Option<u64>,
     requests: Option<u64>,
+    /// Median, in seconds.
+    processor_time: Option<f64>,
     note: String,
 }
 
@@ -163,6 +164,11 @@ impl Report {
     pub fn fetched(&mut self, cell: &Cell, (bytes, requests): (u64, u64)) {
         let samples = self.cells.entry(cell.clone()).or_default();
         (samples.bytes_fetched, samples.requests) = (Some(bytes), Some(requests));
+    }
+
+    /// Processor time that everything together used during a sample, in seconds.
+    pub fn processor_time(&mut self, cell: &Cell, seconds: f64) {
+        self.cells.entry(cell.clone()).or_default().processor.push(seconds);
     }
 
     /// Adds a remark to a cell; the same again changes nothing.
@@ -203,6 +209,7 @@ impl Report {
             ratio_to_ceiling: None,
             bytes_fetched: None,
             requests: None,
+            processor_time: None,
             note: why.clone(),
         });
         let mut rows: Vec<_> = self.cells.iter().map(row).chain(absent).collect();
@@ -227,12 +234,13 @@ impl Report {
             system: &cell.system,
             samples: samples.values.len(),
             median,
-            p95: median.map(|_| quantile(&samples.sorted(), 0.95)),
+            p95: quantile(&samples.values, 0.95),
             unit: samples.unit,
             ceiling,
             ratio_to_ceiling: divisor.and_then(|divisor| Some(median? / divisor)),
             bytes_fetched: samples.bytes_fetched,
             requests: samples.requests,
+            processor_time: quantile(&samples.processor, 0.5),
             note: samples.notes.iter().chain(about).map(String::as_str).collect::<Vec<_>>().join("; "),
         }
     }
@@ -250,9 +258,9 @@ impl Report {
             line(format_args!("Ratios are to {ceiling}. Medians and 95th percentiles.\n"));
         }
         line(format_args!(
-            "| workload | cache | system | ratio | median | p95 | samples | bytes fetched | requests | note |"
+            "| workload | cache | system | ratio | median | p95 | samples | bytes fetched | requests | processor time | note |"
         ));
-        line(format_args!("|---|---|---|---:|---:|---:|---:|---:|---:|---|"));
+        line(format_args!("|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|"));
         let mut last = ("", "");
         for row in self.rows().iter().filter(|row| row.part == part && row.samples > 0) {
             let key = (row.workload, row.cache);
@@ -264,7 +272,7 @@ impl Report {
             let ratio = row.ratio_to_ceiling.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
             let notes = &self.cells[&Cell::new(part, row.workload, row.cache, row.system)].notes;
             line(format_args!(
-                "| {} | {cache} | {} | {ratio} | {} | {} | {} | {megabytes} | {} | {} |",
+                "| {} | {cache} | {} | {ratio} | {} | {} | {} | {megabytes} | {} | {} | {} |",
                 // A bar would end the table's cell.
                 workload.replace('|', "\\|"),
                 row.system,
@@ -272,6 +280,7 @@ impl Report {
                 show(row.p95),
                 row.samples,
                 count(row.requests),
+                show(row.processor_time),
                 notes.join("; ")
             ));
         }
