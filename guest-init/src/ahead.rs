@@ -5,6 +5,8 @@
 //! cache by a thread of their own, the kernel is told of all objects' inodes at once, and the program then runs
 //! through a whole batch without a single request. It stops at the first object of each, which is kept back: answering
 //! that lets the next batch come, and never more than one.
+//!
+//! What is too large for a batch comes as a run ([`crate::runs`]), in a thread of its own: neither waits for the other.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;

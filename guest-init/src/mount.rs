@@ -311,7 +311,7 @@ fn overlay(metadata: &Path, data: &[&Path], upper: Option<&Path>, kind: &Upper) 
             // A disk has them from an earlier boot.
             if !changes.exists() {
                 fs::create_dir(&changes).context("cannot make the upper layer")?;
-                copy_attributes(metadata, &changes)?;
+                copy_root_attributes(metadata, &changes)?;
             }
             fs::create_dir_all(&work).context("cannot make the upper layer")?;
             overlay.set("upperdir", &escape(&changes))?.set("workdir", &escape(&work))?;
@@ -338,9 +338,9 @@ fn escape(path: &Path) -> String {
 }
 
 /// The merged root shows the upper layer's own attributes: give it the image's.
-fn copy_attributes(from: &Path, to: &Path) -> Result<()> {
-    let meta = fs::symlink_metadata(from)?;
-    std::os::unix::fs::lchown(to, Some(meta.uid()), Some(meta.gid()))?;
+fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
+    let meta = fs::metadata(from)?;
+    std::os::unix::fs::chown(to, Some(meta.uid()), Some(meta.gid()))?;
     fs::set_permissions(to, meta.permissions())?;
     for name in xattr::list(from)?.filter(|name| !name.as_bytes().starts_with(OVERLAYS_OWN)) {
         // Best effort: a kernel may not let us have one.
