@@ -224,8 +224,7 @@ impl Link {
 
     /// `len` bytes (1 to [`MAX_READ`]) at byte `offset` of an object; the range must lie inside it. Not verified.
     pub fn read(&self, id: ObjectId, offset: u64, len: u32) -> Result<Vec<u8>, LinkError> {
-        let tag = self.ask(&Request::Read { id, offset, len }, Some(thread::current()));
-        self.take(Ticket { tag, len })
+        self.redeem(self.ask(&Request::Read { id, offset, len }, len))
     }
 
     /// The `len` bytes of an object's Merkle leaves, not verified.
@@ -238,7 +237,7 @@ impl Link {
     /// Asks for the first `len` bytes (1 to [`MAX_READ`]) of an object's Merkle leaves without waiting, as
     /// [`Link::read_ahead`] does.
     pub fn leaves_ahead(&self, id: ObjectId, len: u32) -> Ticket {
-        Ticket { tag: self.ask(&Request::Leaves { id, offset: 0, len }, None), len }
+        self.ask(&Request::Leaves { id, offset: 0, len }, len)
     }
 
     /// Tells the host what happened here at `at` (nanoseconds since the kernel started); `text` may be empty.
@@ -261,7 +260,7 @@ impl Link {
     ) -> Result<(), E> {
         let ask = |offset: u64| {
             let len = (size - offset).min(PIECE.into()) as u32;
-            Ticket { tag: self.ask(&request(offset, len), None), len }
+            self.ask(&request(offset, len), len)
         };
         let mut offsets = (0..size).step_by(PIECE as usize);
         let mut coming = offsets.next().map(ask);
@@ -299,41 +298,36 @@ impl Link {
         (first_tag..).zip(wanted).map(|(tag, wanted)| Ticket { tag, len: wanted.len }).collect()
     }
 
-    /// Waits for what was asked for with [`Link::read_ahead`]. Not verified.
+    /// Waits for what was asked for with [`Link::read_ahead`] or [`Link::leaves_ahead`]. Not verified.
     pub fn redeem(&self, ticket: Ticket) -> Result<Vec<u8>, LinkError> {
         if let Some(call) = lock(&self.calls).waiting.get_mut(&ticket.tag) {
             call.caller = Some(thread::current());
         }
-        self.take(ticket)
-    }
-
-    /// Gives up what was asked for with [`Link::read_ahead`]; it may be on its way already.
-    pub fn forget(&self, ticket: Ticket) {
-        lock(&self.calls).waiting.remove(&ticket.tag);
-    }
-
-    /// Sends a request; `caller` waits for the reply already.
-    fn ask(&self, request: &Request, caller: Option<Thread>) -> u64 {
-        let (tag, frame) = {
-            let mut calls = lock(&self.calls);
-            calls.next_tag += 1;
-            let tag = calls.next_tag;
-            let frame = request.encode(tag);
-            calls.waiting.insert(tag, Call { frame: frame.clone(), caller, reply: None });
-            (tag, frame)
-        };
-        // A failed write shows up as a failed read, which replays this request.
-        let _ = self.send(&frame);
-        tag
-    }
-
-    /// Waits for all the bytes that were asked for.
-    fn take(&self, ticket: Ticket) -> Result<Vec<u8>, LinkError> {
         let data = self.finish(ticket.tag)?;
         if data.len() != ticket.len as usize {
             return Err(LinkError::Length { wanted: ticket.len.into(), got: data.len() as u64 });
         }
         Ok(data)
+    }
+
+    /// Gives up what was asked for so; it may be on its way already.
+    pub fn forget(&self, ticket: Ticket) {
+        lock(&self.calls).waiting.remove(&ticket.tag);
+    }
+
+    /// Sends a request for `len` bytes, and waits for nothing.
+    fn ask(&self, request: &Request, len: u32) -> Ticket {
+        let (tag, frame) = {
+            let mut calls = lock(&self.calls);
+            calls.next_tag += 1;
+            let tag = calls.next_tag;
+            let frame = request.encode(tag);
+            calls.waiting.insert(tag, Call { frame: frame.clone(), caller: None, reply: None });
+            (tag, frame)
+        };
+        // A failed write shows up as a failed read, which replays this request.
+        let _ = self.send(&frame);
+        Ticket { tag, len }
     }
 
     /// Waits for a reply, leading the reading if nobody else does, and passes the lead on.
