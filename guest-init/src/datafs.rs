@@ -1,4 +1,5 @@
-//! The FUSE data layer: every object of the image as `ab/cdef...`, the layout that the manifest's redirects name.
+//! The FUSE data layer: every object of the image as `ab/cdef...`, the layout that the manifest's redirects name, and
+//! the [`IMAGE`], which EROFS is mounted from and reads large objects from.
 //!
 //! overlayfs asks little of it: LOOKUP of a directory and of a file, READ, and GETATTR. Names and sizes are
 //! answered from the object index without asking the host, and never expire, since objects never change.
@@ -9,6 +10,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
@@ -18,7 +20,8 @@ use fuser::{
 use lazyroot_proto::{ObjectId, ObjectIndex};
 
 use crate::ahead::{Layer, Scans};
-use crate::objects::{LONGEST_READ, Objects};
+use crate::image::{ImageFile, Place};
+use crate::objects::{Bytes, LONGEST_READ, Objects, ReadError};
 use crate::pages::{self, FIRST_OBJECT, Pages};
 use crate::prefetch;
 use crate::ready::Ready;
@@ -27,15 +30,24 @@ use crate::recorder::Stopwatch;
 /// Threads that answer the kernel. Each waits for its own reply, so this is also how many reads are in flight.
 const THREADS: usize = 8;
 
+/// The least of the scheduler's priorities (nice(2)).
+const LOWEST_PRIORITY: i32 = 19;
+
 /// Objects and their sizes never change: the kernel may keep what it knows for ever.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// The name of the image file ([`crate::image`]), in the root.
+pub const IMAGE: &str = "image";
 
 const ROOT: u64 = 1;
 /// Inodes of the 256 directories, by their byte.
 const FIRST_DIR: u64 = 2;
+/// The image file's inode: no object has it, there are less of them.
+const IMAGE_INODE: u64 = 1 << 40;
 
 struct DataFs {
     objects: Arc<Objects>,
+    image: Arc<ImageFile>,
     pages: Arc<Pages>,
     scans: Arc<OnceLock<Scans>>,
     /// Positions of all objects in the order of their ids, for listings.
@@ -44,12 +56,12 @@ struct DataFs {
     gid: u32,
 }
 
-/// Serves `objects` on an opened and mounted `/dev/fuse` descriptor in threads of its own; returns the handle
-/// that ends when the file system is unmounted.
+/// Serves `objects` and the `image` on an opened and mounted `/dev/fuse` descriptor in threads of its own; returns the
+/// handle that ends when the file system is unmounted.
 ///
 /// # Errors
 /// If the kernel does not shake hands or threads cannot be made.
-pub fn serve(objects: Arc<Objects>, device: OwnedFd) -> io::Result<Serving> {
+pub fn serve(objects: Arc<Objects>, image: ImageFile, device: OwnedFd) -> io::Result<Serving> {
     let mut config = fuser::Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(THREADS);
@@ -58,8 +70,10 @@ pub fn serve(objects: Arc<Objects>, device: OwnedFd) -> io::Result<Serving> {
     let pages = Arc::new(Pages::new(objects.index().entries().len()));
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let scans = Arc::<OnceLock<Scans>>::default();
+    let image = Arc::new(image);
     let fs = DataFs {
         objects: objects.clone(),
+        image: image.clone(),
         pages: pages.clone(),
         scans: scans.clone(),
         sorted: OnceLock::new(),
@@ -69,13 +83,14 @@ pub fn serve(objects: Arc<Objects>, device: OwnedFd) -> io::Result<Serving> {
     let session = Session::from_fd(fs, device, SessionACL::All, config)?;
     pages.attach(session.notifier());
     let session = session.spawn()?;
-    Ok(Serving { session, objects, pages, scans })
+    Ok(Serving { session, objects, image, pages, scans })
 }
 
 /// A data layer being served.
 pub struct Serving {
     session: fuser::BackgroundSession,
     objects: Arc<Objects>,
+    image: Arc<ImageFile>,
     pages: Arc<Pages>,
     scans: Arc<OnceLock<Scans>>,
 }
@@ -101,6 +116,28 @@ impl Serving {
         Ok(())
     }
 
+    /// Puts the manifest, as the image file has it, into the page cache, in a thread that gives way to all others. Until it
+    /// is there EROFS asks for every block by itself, which a walk through the whole tree would feel.
+    ///
+    /// # Errors
+    /// If the system has no thread for it.
+    pub fn store_manifest(&self) -> io::Result<()> {
+        let (image, pages) = (self.image.clone(), self.pages.clone());
+        let store = move || {
+            // Of this thread alone, on Linux. Best effort.
+            let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
+            let len = image.manifest_len();
+            for offset in (0..len).step_by(LONGEST_READ as usize) {
+                let mut bytes = vec![0; LONGEST_READ.min((len - offset) as u32) as usize];
+                let read = image.read_manifest(&mut bytes, offset);
+                if read.is_err() || !pages.store_at(INodeNo(IMAGE_INODE), offset, &bytes) {
+                    break;
+                }
+            }
+        };
+        thread::Builder::new().name("manifest".into()).spawn(store).map(drop)
+    }
+
     /// Waits until the file system is unmounted.
     pub fn wait(self) -> io::Result<()> {
         let ended = self.session.join();
@@ -115,6 +152,14 @@ impl Serving {
     }
 }
 
+/// Bytes of the image file.
+enum ImageBytes {
+    /// As they came.
+    Object(Bytes),
+    /// Put together.
+    Joined(Vec<u8>),
+}
+
 impl DataFs {
     /// Lets come what seems to be read after the object at `position`, which the kernel asks for. Returns the batch of a
     /// scan that it lies in.
@@ -126,6 +171,50 @@ impl DataFs {
             scans.fill(batch);
         }
         step.within.map(|batch| (scans, batch))
+    }
+
+    /// Up to `len` bytes at byte `offset` of the object at `position`, as [`Objects::read`]; what seems to be read next
+    /// comes ahead.
+    fn read_object(&self, position: u32, offset: u64, len: u32) -> Option<Result<Bytes, ReadError>> {
+        let stopwatch = Stopwatch::start();
+        let scan = self.come_ahead(position);
+        if let Some(scans) = self.scans.get() {
+            scans.receive(self.objects.follow_run(position, offset, len));
+        }
+        let read = self.objects.read(position, offset, len);
+        if let Some((scans, batch)) = scan {
+            scans.hold_for(&batch);
+        }
+        self.objects.recorder().count(|counters| counters.read.add(stopwatch.elapsed()));
+        read
+    }
+
+    /// `len` bytes at byte `offset` of the image file; fewer only at its end. `None` if they cannot be had.
+    fn read_image(&self, offset: u64, len: u32) -> Option<ImageBytes> {
+        let len = u64::from(len).min(self.image.size().checked_sub(offset)?) as usize;
+        let mut joined = Vec::new();
+        while joined.len() < len {
+            let at = joined.len();
+            let part = |left: u64| left.min((len - at) as u64) as usize;
+            match self.image.place(offset + at as u64)? {
+                Place::Manifest(left) => {
+                    joined.resize(at + part(left), 0);
+                    self.image.read_manifest(&mut joined[at..], offset + at as u64).ok()?;
+                }
+                Place::Object { position, offset, left } => {
+                    let part = part(left);
+                    let bytes = self.read_object(position, offset, part as u32)?.ok()?;
+                    // EROFS asks for blocks of one file at a time, so this is nearly always all.
+                    if bytes.len() == len {
+                        return Some(ImageBytes::Object(bytes));
+                    }
+                    joined.extend_from_slice(&bytes);
+                    // Behind the object's end its last block is zeros.
+                    joined.resize(at + part, 0);
+                }
+            }
+        }
+        Some(ImageBytes::Joined(joined))
     }
 
     /// The positions of the objects in the folder of ids that begin with `byte`.
@@ -143,10 +232,10 @@ impl DataFs {
     }
 
     fn attr(&self, ino: u64) -> Option<FileAttr> {
-        let (kind, perm, size) = if ino < FIRST_OBJECT {
-            (FileType::Directory, 0o555, 0)
-        } else {
-            (FileType::RegularFile, 0o444, self.objects.index().get(pages::position(ino)?)?.1)
+        let (kind, perm, size) = match ino {
+            IMAGE_INODE => (FileType::RegularFile, 0o444, self.image.size()),
+            ..FIRST_OBJECT => (FileType::Directory, 0o555, 0),
+            _ => (FileType::RegularFile, 0o444, self.objects.index().get(pages::position(ino)?)?.1),
         };
         Some(FileAttr {
             ino: INodeNo(ino),
@@ -174,6 +263,9 @@ impl DataFs {
 /// EIO for an object that is not in the index: the manifest names it, so the image is damaged, and ENOENT would
 /// make programs believe that the file does not exist. ENOENT for a name that no object has.
 fn child(index: &ObjectIndex, parent: u64, name: &[u8]) -> Result<u64, Errno> {
+    if parent == ROOT && name == IMAGE.as_bytes() {
+        return Ok(IMAGE_INODE);
+    }
     if parent == ROOT {
         let byte = std::str::from_utf8(name).ok().filter(|name| name.len() == 2);
         let byte = byte.and_then(|name| u8::from_str_radix(name, 16).ok()).ok_or(Errno::ENOENT)?;
@@ -187,6 +279,10 @@ fn child(index: &ObjectIndex, parent: u64, name: &[u8]) -> Result<u64, Errno> {
 
 impl Filesystem for DataFs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // EROFS (before a repair of 2026) takes a read of its file that ends half-way for zeros. An asynchronous one fails as a
+        // whole.
+        let kernel_is_old = |_| io::Error::other("FUSE has no asynchronous direct reads (Linux 3.10)");
+        config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).map_err(kernel_is_old)?;
         // Best effort all: a kernel without one of these is slower, not wrong.
         let _ = config.set_max_readahead(LONGEST_READ);
         let _ = config.set_max_write(LONGEST_READ);
@@ -273,18 +369,15 @@ impl Filesystem for DataFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let stopwatch = Stopwatch::start();
+        if ino.0 == IMAGE_INODE {
+            return match self.read_image(offset, size) {
+                Some(ImageBytes::Object(bytes)) => reply.data(&bytes),
+                Some(ImageBytes::Joined(bytes)) => reply.data(&bytes),
+                None => reply.error(Errno::EIO),
+            };
+        }
         let Some(position) = pages::position(ino.0) else { return reply.error(Errno::EISDIR) };
-        let scan = self.come_ahead(position);
-        if let Some(scans) = self.scans.get() {
-            scans.receive(self.objects.follow_run(position, offset, size));
-        }
-        let read = self.objects.read(position, offset, size);
-        if let Some((scans, batch)) = scan {
-            scans.hold_for(&batch);
-        }
-        self.objects.recorder().count(|counters| counters.read.add(stopwatch.elapsed()));
-        match read {
+        match self.read_object(position, offset, size) {
             Some(Ok(bytes)) => {
                 let whole = bytes.is_whole();
                 reply.data(&bytes);
@@ -293,8 +386,7 @@ impl Filesystem for DataFs {
                 }
             }
             // Never ENOENT, never short: the kernel would show a file that is missing or full of zeros.
-            Some(Err(_)) => reply.error(Errno::EIO),
-            None => reply.error(Errno::EIO),
+            Some(Err(_)) | None => reply.error(Errno::EIO),
         }
     }
 }

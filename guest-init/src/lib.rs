@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod datafs;
 mod disk;
 mod ext4;
+mod image;
 pub mod link;
 mod loopdev;
 pub mod mount;

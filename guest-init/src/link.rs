@@ -224,7 +224,12 @@ impl Link {
 
     /// `len` bytes (1 to [`MAX_READ`]) at byte `offset` of an object; the range must lie inside it. Not verified.
     pub fn read(&self, id: ObjectId, offset: u64, len: u32) -> Result<Vec<u8>, LinkError> {
-        self.redeem(self.ask(&Request::Read { id, offset, len }, len))
+        self.redeem(self.range_ahead(id, offset, len))
+    }
+
+    /// Asks for what [`Link::read`] returns, without waiting.
+    pub fn range_ahead(&self, id: ObjectId, offset: u64, len: u32) -> Ticket {
+        self.ask(&Request::Read { id, offset, len }, len)
     }
 
     /// The `len` bytes of an object's Merkle leaves, not verified.

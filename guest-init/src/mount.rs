@@ -1,4 +1,4 @@
-//! Mounting an image: its EROFS manifest as metadata, the FUSE layer as data, overlayfs over both.
+//! Mounting an image: EROFS on the image file that the FUSE layer serves, the FUSE layer as data, overlayfs over both.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -12,15 +12,16 @@ use anyhow::{Context, Result, bail};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::verity::{self, LeafHasher};
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
 use crate::ahead::Layer;
+use crate::image::ImageFile;
 use crate::link::Link;
-use crate::objects::{LONGEST_READ, Objects};
+use crate::objects::{LONGEST_READ, Objects, SMALL};
 use crate::ready::Ready;
 use crate::recorder::Recorder;
 use crate::{datafs, disk, loopdev};
@@ -92,20 +93,25 @@ impl Mounted {
 /// If the metadata does not match `trust`, or the kernel lacks a feature (the error says which). Nothing stays
 /// mounted then.
 pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper: Upper) -> Result<Mounted> {
-    let workdir = Workdir::mount(workdir)?;
-    keep_manifest(&link, trust.manifest, &workdir.manifest())?;
+    let manifest = fetch_manifest(&link, trust.manifest)?;
     let index = fetch_index(&link, trust.index)?;
+    let image = ImageFile::new(manifest, &index, SMALL).context("cannot keep the manifest in memory")?;
     let recorder = Recorder::start(link.clone()).context("cannot start a thread")?;
     let objects = Arc::new(Objects::new(link, index, recorder, prefetch_budget()));
-    let metadata_layer = workdir.layer("metadata")?;
-    attach(erofs(&workdir.manifest())?, &metadata_layer)?;
 
+    let workdir = Workdir::mount(workdir)?;
     let data_layer = workdir.layer("data")?;
     let (device, data) = fuse()?;
     // The kernel's first request waits in the queue already; the session answers it.
     attach(data, &data_layer)?;
-    let serving = datafs::serve(objects, device).context("cannot serve the FUSE data layer")?;
-    set_readahead(&data_layer);
+    let serving = datafs::serve(objects, image, device).context("cannot serve the FUSE data layer")?;
+    set_readahead(&bdi_of(&data_layer));
+
+    let metadata_layer = workdir.layer("metadata")?;
+    attach(erofs(&data_layer.join(datafs::IMAGE))?, &metadata_layer)?;
+    if let Some(bdi) = latest_erofs_bdi() {
+        set_readahead(&bdi);
+    }
 
     let ready_layer = workdir.layer("ready")?;
     rustix::mount::mount("lazyroot", &ready_layer, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
@@ -137,6 +143,7 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     let layer = Layer::open(&data_layer, target).ok();
     drop(workdir);
     serving.read_ahead(layer).context("cannot start a thread")?;
+    serving.store_manifest().context("cannot start a thread")?;
     Ok(Mounted { serving, upper })
 }
 
@@ -151,20 +158,20 @@ fn prefetch_budget() -> usize {
     usize::try_from(quarter).unwrap_or(usize::MAX).min(MAX_PREFETCH)
 }
 
-/// Keeps the manifest in the file `image`, if it is the one with this digest.
-fn keep_manifest(link: &Link, digest: ObjectId, image: &Path) -> Result<()> {
-    let mut file = File::create(image)?;
+/// The manifest, if it is the one with this digest.
+fn fetch_manifest(link: &Link, digest: ObjectId) -> Result<File> {
+    let mut manifest = File::from(rustix::fs::memfd_create("manifest", MemfdFlags::CLOEXEC)?);
     let mut hasher = LeafHasher::new(digest.algorithm());
     let keep = |piece: &[u8]| -> Result<()> {
         hasher.update(piece);
-        file.write_all(piece).context("cannot keep it in memory")
+        manifest.write_all(piece).context("cannot keep it in memory")
     };
     link.manifest(keep).context("cannot fetch the image's manifest")?;
     let (found, _) = hasher.finish();
     if found != digest {
         bail!("the manifest does not match its digest: expected {digest}, got {found}; the image is refused");
     }
-    Ok(())
+    Ok(manifest)
 }
 
 /// The index, if it is the one with this digest.
@@ -177,19 +184,15 @@ fn fetch_index(link: &Link, digest: ObjectId) -> Result<ObjectIndex> {
     Ok(ObjectIndex::from_bytes(&index)?)
 }
 
-/// A ramfs of our own for the manifest and the layers' mount points. Unlike a tmpfs it can back an EROFS mount, and once
-/// detached, when this is dropped, it goes when the last layer does.
+/// A file system of our own for the layers' mount points. Once detached, when this is dropped, it goes when the last layer
+/// does.
 struct Workdir(PathBuf);
 
 impl Workdir {
     fn mount(dir: &Path) -> Result<Self> {
-        rustix::mount::mount("lazyroot", dir, "ramfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
-            .with_context(|| mount_hint("ramfs", dir))?;
+        rustix::mount::mount("lazyroot", dir, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
+            .with_context(|| mount_hint("tmpfs", dir))?;
         Ok(Self(dir.to_owned()))
-    }
-
-    fn manifest(&self) -> PathBuf {
-        self.0.join("manifest.erofs")
     }
 
     /// A folder to mount a layer at.
@@ -260,6 +263,9 @@ impl FsContext {
 fn erofs(image: &Path) -> Result<OwnedFd> {
     let mount = |source: &str| {
         let erofs = FsContext::open("erofs", "it needs CONFIG_EROFS_FS (module erofs)")?;
+        // Reads go from the image file straight into EROFS' page cache, and asynchronously, so that one fails as a whole.
+        // Kernels that do not know the word always do so (6.12) or have a loop device, which sees to failures itself.
+        let _ = erofs.flag("directio");
         erofs.flag("ro")?.set("source", source)?.create(MountAttrFlags::MOUNT_ATTR_RDONLY)
     };
     match mount(&image.to_string_lossy()) {
@@ -353,13 +359,26 @@ fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Lets the kernel read ahead as far as one FUSE READ reaches; it offers 128 KiB by itself. Best effort.
-fn set_readahead(data: &Path) {
+/// The name by which the kernel knows the mounted FUSE layer as a backing device.
+fn bdi_of(data: &Path) -> String {
     // What the kernel knows without a request: the device.
     let known = AtFlags::from_bits_retain(libc::AT_STATX_DONT_SYNC as u32);
-    let Ok(stat) = rustix::fs::statx(rustix::fs::CWD, data, known, StatxFlags::empty()) else { return };
-    let file = format!("/sys/class/bdi/{}:{}/read_ahead_kb", stat.stx_dev_major, stat.stx_dev_minor);
-    let _ = fs::write(file, (LONGEST_READ >> 10).to_string());
+    let stat = rustix::fs::statx(rustix::fs::CWD, data, known, StatxFlags::empty());
+    stat.map(|stat| format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor)).unwrap_or_default()
+}
+
+/// The name by which the kernel knows the latest EROFS mount on a file as a backing device: a number that counts up. It
+/// does not say which mount that is; whoever mounts at the same time has its readahead set, as we would do it.
+fn latest_erofs_bdi() -> Option<String> {
+    let names = fs::read_dir("/sys/class/bdi").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let numbered = names.filter_map(|name| Some((name.strip_prefix("erofs-")?.parse::<u64>().ok()?, name)));
+    numbered.max().map(|(_, name)| name)
+}
+
+/// Lets the kernel read ahead as far as one FUSE READ reaches, and no farther: a READ fails as a whole. It offers 128 KiB
+/// by itself. Best effort.
+fn set_readahead(bdi: &str) {
+    let _ = fs::write(format!("/sys/class/bdi/{bdi}/read_ahead_kb"), (LONGEST_READ >> 10).to_string());
 }
 
 /// Whether an image of lazyroot's is mounted at `target` itself.

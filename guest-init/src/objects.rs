@@ -86,7 +86,7 @@ pub struct Objects {
     run_pieces: Pieces,
     /// Memory that the boot profile's objects and pieces take.
     budget: Budget,
-    /// Objects that were asked for, or their leaves, when a program opened them, oldest first.
+    /// Objects that were asked for when a program opened them, oldest first.
     opened: Mutex<VecDeque<u32>>,
     /// Small objects that programs find by themselves.
     ready: Mutex<HashSet<u32>>,
@@ -183,16 +183,12 @@ impl Objects {
         self.tickets().extend(wanted.iter().map(|wanted| wanted.extent.position).zip(tickets));
     }
 
-    /// A program opens the object at `position`: a small one is asked for now, and here by the time it is read; of a
-    /// large one the leaves.
+    /// A program opens the small object at `position`: it is asked for now, and here by the time it is read.
     pub fn expect_opened(&self, position: u32) {
-        match self.index.get(position) {
-            Some((_, 1..=SMALL)) if !self.ready_small(position) => {
-                self.expect_small([position].into_iter(), Origin::Host);
-            }
-            Some((id, size)) if size > SMALL => self.expect_leaves(position, id, size),
-            _ => return,
+        if !matches!(self.index.get(position), Some((_, 1..=SMALL))) || self.ready_small(position) {
+            return;
         }
+        self.expect_small([position].into_iter(), Origin::Host);
         let mut opened = self.opened.lock().expect("no panic under the lock");
         opened.push_back(position);
         let oldest = if opened.len() > MAX_OPENED { opened.pop_front() } else { None };
@@ -200,16 +196,15 @@ impl Objects {
         // Opened and not read: nobody waits for it.
         if let Some(position) = oldest {
             self.give_up(position..position + 1);
-            self.give_up_leaves(position);
         }
     }
 
     /// Asks for the leaves of a large object, if one request brings them all.
     fn expect_leaves(&self, position: u32, id: ObjectId, size: u64) {
         let len = u32::try_from(verity::leaves_len(id.algorithm(), size)).ok().filter(|len| *len <= MAX_READ);
-        if let Some(len) = len.filter(|_| !self.leaves.has(position))
-            && let Entry::Vacant(place) = self.leaf_tickets().entry(position)
-        {
+        let mut tickets = self.leaf_tickets();
+        // Looked at under the lock: whoever fetches the leaves takes the ticket once the cache knows of them.
+        if let (Some(len), Entry::Vacant(place), false) = (len, tickets.entry(position), self.leaves.has(position)) {
             place.insert(self.link.leaves_ahead(id, len));
         }
     }
@@ -481,14 +476,23 @@ impl Objects {
     }
 
     fn fetch_range(&self, position: u32, id: ObjectId, size: u64, first: u64, last: u64) -> Result<Vec<u8>, ReadError> {
-        let leaves = self.leaves(position, id, size)?;
+        let told = |error| ReadError::Link { id, error };
+        // What proves the range and the range itself are under way together.
+        self.expect_leaves(position, id, size);
         let wire = Stopwatch::start();
-        let mut data = Vec::with_capacity((last - first) as usize);
+        let len = |offset: u64| (last - offset).min(MAX_READ.into()) as u32;
+        let ticket = self.link.range_ahead(id, first, len(first));
+        let leaves = match self.leaves(position, id, size) {
+            Ok(leaves) => leaves,
+            Err(error) => {
+                self.link.forget(ticket);
+                return Err(error);
+            }
+        };
+        let mut data = self.link.redeem(ticket).map_err(told)?;
         while first + (data.len() as u64) < last {
             let offset = first + data.len() as u64;
-            let len = (last - offset).min(MAX_READ.into()) as u32;
-            let piece = self.link.read(id, offset, len).map_err(|error| ReadError::Link { id, error })?;
-            if data.is_empty() { data = piece } else { data.extend_from_slice(&piece) }
+            data.extend_from_slice(&self.link.read(id, offset, len(offset)).map_err(told)?);
         }
         self.recorder.count(|counters| counters.wire.add(wire.elapsed()));
         if self.range_is_right(id, &leaves, first, &data) { Ok(data) } else { Err(ReadError::Corrupt(id)) }

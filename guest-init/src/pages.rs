@@ -51,8 +51,13 @@ impl Pages {
     ///
     /// Waits for a READ of the same pages that is being answered: never call this from what that answer waits for.
     pub fn store(&self, position: u32, offset: u64, data: &[u8]) -> bool {
-        let notifier = self.notifier.get().filter(|_| self.knows(position));
-        notifier.is_some_and(|notifier| notifier.store(inode(position), offset, data).is_ok())
+        self.knows(position) && self.store_at(inode(position), offset, data)
+    }
+
+    /// Puts `bytes`, whole pages of them, at `offset` of the file with this `inode`, as [`Pages::store`] does. `false` if the
+    /// kernel does not know the file.
+    pub fn store_at(&self, inode: INodeNo, offset: u64, bytes: &[u8]) -> bool {
+        self.notifier.get().is_some_and(|notifier| notifier.store(inode, offset, bytes).is_ok())
     }
 
     fn word(&self, position: u32) -> &AtomicU64 {

@@ -34,6 +34,12 @@ pub fn set_vsock_window(stream: &impl AsFd, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// The content of `file`, a memfd of this process's own, to be changed in place.
+pub fn map_shared(file: &std::fs::File) -> io::Result<memmap2::MmapMut> {
+    // SAFETY: nobody else has the file, so nobody truncates it or changes it under the map.
+    unsafe { memmap2::MmapMut::map_mut(file) }
+}
+
 /// The number of a free loop device (`LOOP_CTL_GET_FREE`, loop(4)).
 pub fn free_loop_device(control: &impl AsFd) -> io::Result<i32> {
     const LOOP_CTL_GET_FREE: u64 = 0x4c82;

@@ -78,6 +78,48 @@ fn a_damaged_object_is_an_error_and_never_wrong_bytes() {
 }
 
 #[test]
+fn a_damaged_block_in_a_long_read_is_an_error_and_never_zeros() {
+    let (lazyroot, source) = (Lazyroot::default(), tempfile::tempdir().unwrap());
+    let content: Vec<u8> = (0..16u32 << 20).map(|byte| (byte / 4096 % 251) as u8 + 1).collect();
+    fs::write(source.path().join("large"), &content).unwrap();
+    lazyroot.import(source.path(), "large");
+    // Read once, so that the host has what proves each block; without that no block of a damaged object is readable.
+    assert!(fs::read(lazyroot.mount("large", &[]).path().join("large")).unwrap() == content);
+    let damaged = 12 << 20;
+    fs::OpenOptions::new()
+        .write(true)
+        .open(object_of(&lazyroot, &content))
+        .unwrap()
+        .write_all_at(b"!", damaged)
+        .unwrap();
+    let mount = lazyroot.mount("large", &[]);
+    // So far ahead that a read of EROFS becomes many of FUSE, of which one fails.
+    for bdi in fs::read_dir("/sys/class/bdi").unwrap().map(|entry| entry.unwrap().path()) {
+        if bdi.file_name().unwrap().to_str().unwrap().starts_with("erofs-") {
+            // It may be another test's, gone by now.
+            let _ = fs::write(bdi.join("read_ahead_kb"), "8192");
+        }
+    }
+    let file = fs::File::open(mount.path().join("large")).unwrap();
+    let mut failed = Vec::new();
+    for offset in (0..content.len() as u64).step_by(4096) {
+        let mut block = [0; 4096];
+        match file.read_exact_at(&mut block, offset) {
+            Ok(()) => assert!(content[offset as usize..].starts_with(&block), "wrong bytes at {offset}"),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(5));
+                failed.push(offset);
+            }
+        }
+    }
+    let (first, last) = (failed[0], *failed.last().unwrap());
+    assert!(
+        failed.contains(&damaged) && last - first < 4 << 20,
+        "{first} to {last}: no more than what is read together"
+    );
+}
+
+#[test]
 fn a_truncated_or_missing_object_is_an_error_and_not_zeros() {
     let (lazyroot, source) = (Lazyroot::default(), small_tree());
     lazyroot.import(source.path(), "small");
