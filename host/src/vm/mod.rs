@@ -15,6 +15,7 @@ pub mod instance;
 pub mod kernel;
 pub mod launch;
 pub mod log;
+mod lz4;
 pub mod modules;
 pub mod persist;
 pub mod podman;

@@ -119,8 +119,8 @@ impl<'a> ModuleTree<'a> {
         }
         // Without a configuration to look at, the version must do.
         let has = |option: &str| config.is_none_or(|text| text.lines().any(|line| line == format!("{option}=y")));
-        if !has("CONFIG_RD_ZSTD") {
-            bail!("kernel {release} cannot unpack a zstd initramfs: it needs CONFIG_RD_ZSTD");
+        if !has("CONFIG_RD_LZ4") {
+            bail!("kernel {release} cannot unpack an LZ4 initramfs: it needs CONFIG_RD_LZ4");
         }
         let mut wanted = REQUIRED.to_vec();
         if self.paths.contains_key(OPTIONAL.0) {
@@ -266,8 +266,8 @@ mod tests {
         );
         assert!(old.needed("6.12.0", None).unwrap().is_empty());
         assert!(format!("{:#}", old.needed("6.6.0", None).unwrap_err()).contains("loop"));
-        let config = "CONFIG_RD_ZSTD=y\n# CONFIG_EROFS_FS_BACKED_BY_FILE is not set\n";
+        let config = "CONFIG_RD_LZ4=y\n# CONFIG_EROFS_FS_BACKED_BY_FILE is not set\n";
         assert!(format!("{:#}", old.needed("6.12.0", Some(config)).unwrap_err()).contains("loop"));
-        assert!(format!("{:#}", old.needed("6.12.0", Some("")).unwrap_err()).contains("CONFIG_RD_ZSTD"));
+        assert!(format!("{:#}", old.needed("6.12.0", Some("")).unwrap_err()).contains("CONFIG_RD_LZ4"));
     }
 }

@@ -23,6 +23,7 @@ use object::read::pe::PeFile64;
 use object::{LittleEndian, Object, ObjectSection};
 
 use super::arch::Arch;
+use super::lz4;
 
 /// The longest uncompressed kernel accepted, in bytes. Distributions' are 40 to 100 MiB.
 const MAX_KERNEL: u64 = 512 << 20;
@@ -353,14 +354,12 @@ impl Compression {
                 Self::Xz => &[0xfd, b'7', b'z', b'X', b'Z', 0],
                 // The usual parameters, and a dictionary of 64 KiB or more.
                 Self::Lzma => &[0x5d, 0, 0],
-                Self::Lz4 => &LZ4_LEGACY,
+                Self::Lz4 => &lz4::MAGIC,
             }
         };
         Self::ALL.into_iter().find(|compression| bytes.starts_with(magic(*compression)))
     }
 }
-
-const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 
 fn decompress(bytes: &[u8]) -> Result<Vec<u8>, UnwrapError> {
     decompress_up_to(bytes, MAX_KERNEL).map_err(UnwrapError::Payload)
@@ -386,31 +385,11 @@ fn decompress_up_to(bytes: &[u8], limit: u64) -> io::Result<Vec<u8>> {
         Some(Compression::Gzip) => read(&mut flate2::bufread::GzDecoder::new(bytes))?,
         Some(Compression::Xz) => read(&mut liblzma::bufread::XzDecoder::new(bytes))?,
         Some(Compression::Lzma) => read(&mut liblzma::bufread::XzDecoder::new_stream(bytes, lzma()?))?,
-        Some(Compression::Lz4) => unlz4_legacy(&bytes[LZ4_LEGACY.len()..], limit)?,
+        Some(Compression::Lz4) => lz4::decompress(&bytes[lz4::MAGIC.len()..], limit)?,
         None => bytes.to_vec(),
     };
     if out.len() as u64 > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is longer than {limit} bytes")));
-    }
-    Ok(out)
-}
-
-/// LZ4's legacy frame: blocks of at most 8 MiB uncompressed, each behind its compressed length.
-fn unlz4_legacy(mut rest: &[u8], limit: u64) -> io::Result<Vec<u8>> {
-    const BLOCK: usize = 8 << 20;
-    let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let mut out = Vec::new();
-    let mut block = vec![0; BLOCK];
-    while let Some((len, after)) = rest.split_first_chunk::<4>() {
-        let len = u32::from_le_bytes(*len) as usize;
-        let (compressed, after) = after.split_at_checked(len).ok_or_else(|| damaged("an LZ4 block ends early"))?;
-        let size =
-            lz4_flex::block::decompress_into(compressed, &mut block).map_err(|error| damaged(&error.to_string()))?;
-        out.extend_from_slice(&block[..size]);
-        if out.len() as u64 > limit || size == 0 {
-            break;
-        }
-        rest = after;
     }
     Ok(out)
 }
@@ -459,11 +438,6 @@ mod tests {
         out
     }
 
-    fn lz4_legacy(bytes: &[u8]) -> Vec<u8> {
-        let block = lz4_flex::block::compress(bytes);
-        [&LZ4_LEGACY[..], &(block.len() as u32).to_le_bytes(), &block].concat()
-    }
-
     fn xz(bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         liblzma::bufread::XzEncoder::new(bytes, 1).read_to_end(&mut out).unwrap();
@@ -474,7 +448,7 @@ mod tests {
     fn a_pvh_kernel_is_taken_out_of_a_bzimage_of_every_usual_compression() {
         let kernel = elf_with_note(18);
         let zstd = zstd::encode_all(&kernel[..], 1).unwrap();
-        let others = [zstd, xz(&kernel), lz4_legacy(&kernel)].map(|compressed| sized(compressed, &kernel));
+        let others = [zstd, xz(&kernel), lz4::compress(&kernel)].map(|compressed| sized(compressed, &kernel));
         for payload in [gzip(&kernel), kernel.clone()].into_iter().chain(others) {
             let file = bzimage(&payload);
             let unwrapped = unwrap(&file).unwrap();
@@ -578,7 +552,7 @@ mod tests {
             (zstd, vec!["zstd", "zstd22"]),
             (xz(&image()), vec!["xz", "xzkern"]),
             (lzma(&image()), vec!["lzma"]),
-            (lz4_legacy(&image()), vec!["lz4"]),
+            (lz4::compress(&image()), vec!["lz4"]),
         ];
         for (packed, names) in kinds {
             assert_unwraps_to_image(&packed, names[0]);
@@ -673,7 +647,7 @@ mod tests {
             elf,
             zboot("gzip", &packed),
             zboot("lzma", &lzma(&image())),
-            zboot("lz4", &lz4_legacy(&image())),
+            zboot("lz4", &lz4::compress(&image())),
             pe(&[(".uname", b"6.12"), (".linux", &zboot("gzip", &packed))]),
             zstd::encode_all(&image()[..], 1).unwrap(),
             image(),

@@ -79,7 +79,7 @@ pub fn prepare(inputs: &Inputs, root: Root) -> Result<Box<dyn System>> {
     let init = fs::read(given("LAZYROOT_BENCH_PEER_INIT")).context("cannot read the peer's init")?;
     let modules = modules_of_deb(&kernel_deb(), &[MODULES, root.modules].concat())?;
     let initramfs = inputs.work.join(format!("peer-{}.initramfs", root.mount.0));
-    fs::write(&initramfs, initramfs::pack(&init, &modules)?)?;
+    fs::write(&initramfs, initramfs::pack(&init, &modules))?;
     let spec = MachineSpec {
         name: "peer".into(),
         cpus: CPUS,
