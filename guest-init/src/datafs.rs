@@ -21,7 +21,7 @@ use lazyroot_proto::{ObjectId, ObjectIndex};
 
 use crate::ahead::{Layer, Scans};
 use crate::image::{ImageFile, Place};
-use crate::objects::{Bytes, LONGEST_READ, Objects, ReadError};
+use crate::objects::{Bytes, LONGEST_READ, Objects, ReadError, SMALL};
 use crate::pages::{self, FIRST_OBJECT, Pages};
 use crate::prefetch;
 use crate::ready::Ready;
@@ -50,7 +50,7 @@ struct DataFs {
     image: Arc<ImageFile>,
     pages: Arc<Pages>,
     scans: Arc<OnceLock<Scans>>,
-    /// Positions of all objects in the order of their ids, for listings.
+    /// Positions of all small objects in the order of their ids, for listings.
     sorted: OnceLock<Vec<u32>>,
     uid: u32,
     gid: u32,
@@ -201,6 +201,7 @@ impl DataFs {
                     joined.resize(at + part(left), 0);
                     self.image.read_manifest(&mut joined[at..], offset + at as u64).ok()?;
                 }
+                Place::Nothing(left) => joined.resize(at + part(left), 0),
                 Place::Object { position, offset, left } => {
                     let part = part(left);
                     let bytes = self.read_object(position, offset, part as u32)?.ok()?;
@@ -217,12 +218,14 @@ impl DataFs {
         Some(ImageBytes::Joined(joined))
     }
 
-    /// The positions of the objects in the folder of ids that begin with `byte`.
+    /// The positions of the small objects in the folder of ids that begin with `byte`.
     fn folder(&self, byte: u8) -> &[u32] {
         let entries = self.objects.index().entries();
         let id = |position: &u32| &entries[*position as usize].0;
         let sorted = self.sorted.get_or_init(|| {
-            let mut positions: Vec<u32> = (0..entries.len() as u32).collect();
+            // Nobody looks for the others in the data layer.
+            let small = |position: &u32| entries[*position as usize].1 <= SMALL;
+            let mut positions: Vec<u32> = (0..entries.len() as u32).filter(small).collect();
             positions.sort_unstable_by(|a, b| id(a).as_bytes().cmp(id(b).as_bytes()));
             positions
         });

@@ -8,19 +8,22 @@
 //! elsewhere are out of its sight. EROFS then reads their blocks straight into its own page cache, from the file that
 //! this module lays out.
 //!
-//! What is rewritten is the verified manifest. A file that is not found here, because a manifest is laid out
-//! differently than those we know, stays as it was, and is read as the small ones are.
+//! What is rewritten is the verified manifest. A file whose attributes are shared with one that gets no address stays as
+//! it was, and is read as the small ones are; so does every file of a manifest that is laid out differently than those we
+//! know.
 //!
 //! EROFS' structures: the kernel's `fs/erofs/erofs_fs.h`, and <https://erofs.docs.kernel.org/en/latest/core_ondisk.html>.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::verity::BLOCK;
+use rustix::fs::FileType;
 
 use crate::sys;
 
@@ -28,6 +31,7 @@ use crate::sys;
 const SUPERBLOCK: usize = 1024;
 const FEATURE_COMPAT: usize = SUPERBLOCK + 8;
 const ROOT_NID: usize = SUPERBLOCK + 14;
+const INODES: usize = SUPERBLOCK + 16;
 const BLOCKS: usize = SUPERBLOCK + 36;
 const META_BLKADDR: usize = SUPERBLOCK + 40;
 const XATTR_BLKADDR: usize = SUPERBLOCK + 44;
@@ -35,12 +39,18 @@ const XATTR_BLKADDR: usize = SUPERBLOCK + 44;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM`: the first block has a checksum.
 const CHECKSUM: u8 = 1;
 
+/// Objects begin this many bytes or a multiple behind the image's start: the largest page that Linux has on machines with
+/// EROFS, so that no page holds the manifest and an object.
+const LARGEST_PAGE: usize = 64 << 10;
+
 /// Inodes begin at multiples of this many bytes.
 const SLOT: usize = 32;
 
-/// `EROFS_INODE_FLAT_INLINE`: the last block's bytes lie behind the inode.
+/// `EROFS_INODE_FLAT_PLAIN`: nothing lies behind the inode.
+const FLAT_PLAIN: u16 = 0;
+/// `EROFS_INODE_FLAT_INLINE`: the last block's bytes do.
 const FLAT_INLINE: u16 = 2;
-/// `EROFS_INODE_CHUNK_BASED`: the addresses of the chunks lie behind the inode.
+/// `EROFS_INODE_CHUNK_BASED`: the addresses of the chunks do.
 const CHUNK_BASED: u16 = 4;
 /// `EROFS_CHUNK_FORMAT_INDEXES`: with device numbers; composefs writes plain block addresses.
 const CHUNK_INDEXES: u32 = 1 << 5;
@@ -69,6 +79,8 @@ pub struct ImageFile {
 pub enum Place {
     /// So many bytes of the manifest.
     Manifest(u64),
+    /// So many zeros, between the manifest and the objects.
+    Nothing(u64),
     /// An object.
     Object {
         /// Its position in the index.
@@ -89,12 +101,14 @@ impl ImageFile {
     pub fn new(manifest: File, index: &ObjectIndex, small: u64) -> io::Result<Self> {
         let manifest_len = manifest.metadata()?.len().next_multiple_of(BLOCK as u64);
         manifest.set_len(manifest_len)?;
-        let mut layout =
-            Layout { index, small, blocks: (manifest_len / BLOCK as u64) as u32, addresses: HashMap::new() };
-        rewrite(&mut sys::map_shared(&manifest)?, &mut layout);
-        let mut objects: Vec<_> = layout.addresses.into_iter().map(|(position, block)| (block, position)).collect();
+        let first = manifest_len.next_multiple_of(LARGEST_PAGE as u64);
+        let mut addresses =
+            Addresses { index, small, blocks: (first / BLOCK as u64) as u32, first_blocks: HashMap::new() };
+        rewrite(&mut sys::map_shared(&manifest)?, &mut addresses);
+        let mut objects: Vec<_> =
+            addresses.first_blocks.into_iter().map(|(position, block)| (block, position)).collect();
         objects.sort_unstable();
-        let end = u64::from(layout.blocks) * BLOCK as u64;
+        let end = u64::from(addresses.blocks) * BLOCK as u64;
         Ok(Self { manifest, manifest_len, objects, end })
     }
 
@@ -116,8 +130,11 @@ impl ImageFile {
         let start = |block: u32| u64::from(block) * BLOCK as u64;
         let next = self.objects.partition_point(|(block, _)| start(*block) <= offset);
         let end = self.objects.get(next).map_or(self.end, |(block, _)| start(*block));
-        let (block, position) = *self.objects.get(next.checked_sub(1)?)?;
-        (offset < end).then(|| Place::Object { position, offset: offset - start(block), left: end - offset })
+        let left = end.checked_sub(offset).filter(|left| *left > 0)?;
+        Some(match next.checked_sub(1).map(|found| self.objects[found]) {
+            Some((block, position)) => Place::Object { position, offset: offset - start(block), left },
+            None => Place::Nothing(left),
+        })
     }
 
     /// Fills `bytes` from byte `offset` of the manifest on.
@@ -130,59 +147,68 @@ impl ImageFile {
 }
 
 /// The addresses, as they are given.
-struct Layout<'a> {
+struct Addresses<'a> {
     index: &'a ObjectIndex,
     small: u64,
     /// Blocks that are taken.
     blocks: u32,
     /// First blocks, by position in the index.
-    addresses: HashMap<u32, u32>,
+    first_blocks: HashMap<u32, u32>,
 }
 
-impl Layout<'_> {
+impl Addresses<'_> {
     /// The first block of the object at `path` (`/ab/cdef...`), which a file of `size` bytes names.
-    fn address(&mut self, path: &[u8], size: u64) -> Option<u32> {
+    fn of(&mut self, path: &[u8], size: u64) -> Option<u32> {
         let (dir, name) = path.strip_prefix(b"/")?.split_at_checked(2)?;
         let dir = u8::from_str_radix(std::str::from_utf8(dir).ok()?, 16).ok()?;
         let position = self.index.position(&ObjectId::from_object_path(dir, name.strip_prefix(b"/")?)?)?;
         if self.index.get(position)?.1 != size {
             return None;
         }
-        if let Some(block) = self.addresses.get(&position) {
+        if let Some(block) = self.first_blocks.get(&position) {
             return Some(*block);
         }
         let end = u32::try_from(size.div_ceil(BLOCK as u64)).ok()?.checked_add(self.blocks)?;
         let block = std::mem::replace(&mut self.blocks, end);
-        self.addresses.insert(position, block);
+        self.first_blocks.insert(position, block);
         Some(block)
     }
 }
 
 /// Gives the large files in `manifest` their addresses. Inodes lie one behind the other from the root's on.
-fn rewrite(manifest: &mut [u8], layout: &mut Layout) {
+fn rewrite(manifest: &mut [u8], addresses: &mut Addresses) {
     let block_at = |field| u32_at(manifest, field).map(|block| block as usize * BLOCK);
-    let (Some(root), Some(inodes), Some(shared)) =
-        (u16_at(manifest, ROOT_NID), block_at(META_BLKADDR), block_at(XATTR_BLKADDR))
+    let (Some(root), Some(count), Some(inodes), Some(shared)) =
+        (u16_at(manifest, ROOT_NID), u64_at(manifest, INODES), block_at(META_BLKADDR), block_at(XATTR_BLKADDR))
     else {
         return;
     };
-    // Shared attributes follow the inodes, in the block in which these end.
-    let end = if shared > inodes { shared + BLOCK } else { manifest.len() };
+    let mut large = Vec::new();
+    // Attributes that files without an address need.
+    let mut needed = HashSet::new();
     let mut at = inodes + usize::from(root) * SLOT;
-    while at < end.min(manifest.len()) {
+    for _ in 0..count {
         // Writers leave slots empty where an inode would not fit into the rest of a block.
-        if manifest[at..].iter().take(SLOT).all(|byte| *byte == 0) {
+        while manifest.get(at..at + SLOT).is_some_and(|slot| slot.iter().all(|byte| *byte == 0)) {
             at += SLOT;
-            continue;
         }
-        let Some(inode) = Inode::at(manifest, at) else { break };
-        if inode.is_file && inode.layout == CHUNK_BASED && inode.size > layout.small {
-            inode.give_address(manifest, shared, layout);
-        }
+        // What is not understood may be a file that shares its attributes with one that is.
+        let Some(inode) = Inode::at(manifest, at) else { return };
         at = inode.end.next_multiple_of(SLOT);
+        match inode.content(manifest, shared, addresses) {
+            Some(content) => large.push((inode, content)),
+            None => {
+                needed.extend(shared_attributes(manifest, inode.xattrs..inode.body, shared).map(|found| found.kind))
+            }
+        }
+    }
+    for (inode, content) in large {
+        if content.kinds.iter().all(|kind| !needed.contains(kind)) {
+            inode.give_address(manifest, &content);
+        }
     }
     manifest[FEATURE_COMPAT] &= !CHECKSUM;
-    manifest[BLOCKS..BLOCKS + 4].copy_from_slice(&layout.blocks.to_le_bytes());
+    manifest[BLOCKS..BLOCKS + 4].copy_from_slice(&addresses.blocks.to_le_bytes());
 }
 
 /// What matters of an inode, where it lies in the manifest.
@@ -216,53 +242,84 @@ impl Inode {
                 FLAT_INLINE => usize::try_from(size).ok()? % BLOCK,
                 CHUNK_BASED if data & CHUNK_INDEXES != 0 => return None,
                 CHUNK_BASED => 4 * usize::try_from(size.div_ceil(1 << chunk_bits)).ok()?,
-                _ => 0,
+                FLAT_PLAIN => 0,
+                _ => return None,
             };
-        let is_file = mode & 0o170_000 == 0o100_000;
-        (end <= manifest.len()).then_some(Self { is_file, layout, size, chunk_bits, xattrs, body, end })
+        let kind = FileType::from_raw_mode(mode.into());
+        let is_file = kind == FileType::RegularFile;
+        (end <= manifest.len() && kind != FileType::Unknown).then_some(Self {
+            is_file,
+            layout,
+            size,
+            chunk_bits,
+            xattrs,
+            body,
+            end,
+        })
     }
 
-    fn give_address(&self, manifest: &mut [u8], shared: usize, layout: &mut Layout) {
+    /// Where the bytes of a large file are, if an object has them.
+    fn content(&self, manifest: &[u8], shared: usize, addresses: &mut Addresses) -> Option<Content> {
+        if !self.is_file || self.layout != CHUNK_BASED || self.size <= addresses.small {
+            return None;
+        }
         let attributes = attributes(manifest, self.xattrs..self.body, shared);
         let find = |name: &[u8]| attributes.iter().find(|attribute| manifest[attribute.name.clone()] == *name);
-        let (Some(redirect), Some(metacopy)) = (find(REDIRECT), find(METACOPY)) else { return };
-        let Some(first) = layout.address(&manifest[redirect.value.clone()], self.size) else { return };
-        for at in [redirect.kind, metacopy.kind] {
-            manifest[at] = UNSEEN;
+        let (redirect, metacopy) = (find(REDIRECT)?, find(METACOPY)?);
+        let first_block = addresses.of(&manifest[redirect.value.clone()], self.size)?;
+        Some(Content { kinds: [redirect.kind, metacopy.kind], first_block })
+    }
+
+    fn give_address(&self, manifest: &mut [u8], content: &Content) {
+        for kind in content.kinds {
+            manifest[kind] = UNSEEN;
         }
         let blocks_of_chunk = 1u64 << (self.chunk_bits - BLOCK.ilog2());
         for (number, address) in manifest[self.body..self.end].chunks_exact_mut(4).enumerate() {
             // Fits, since the end of the object does.
-            let block = (u64::from(first) + number as u64 * blocks_of_chunk) as u32;
+            let block = (u64::from(content.first_block) + number as u64 * blocks_of_chunk) as u32;
             address.copy_from_slice(&block.to_le_bytes());
         }
     }
+}
+
+/// Where a large file's bytes are.
+struct Content {
+    /// Of the attributes that say so, the bytes by which they are seen.
+    kinds: [usize; 2],
+    /// In the image.
+    first_block: u32,
 }
 
 /// An extended attribute, where it lies in the manifest.
 struct Attribute {
     /// The byte that says how the name begins.
     kind: usize,
-    name: std::ops::Range<usize>,
-    value: std::ops::Range<usize>,
+    name: Range<usize>,
+    value: Range<usize>,
 }
 
-/// The attributes of an inode that overlayfs may look at, its own and those that it shares with others.
-fn attributes(manifest: &[u8], inode: std::ops::Range<usize>, shared: usize) -> Vec<Attribute> {
-    const HEADER: usize = 12;
-    let mut found = Vec::new();
-    let count = manifest.get(inode.start + 4).copied().filter(|_| !inode.is_empty()).map_or(0, usize::from);
-    let ids = (0..count).filter_map(|number| u32_at(manifest, inode.start + HEADER + 4 * number));
-    found.extend(ids.filter_map(|id| attribute(manifest, shared + 4 * id as usize)));
-    let mut at = inode.start + HEADER + 4 * count;
+/// Bytes before an inode's attributes; the fifth is the number of those that it shares.
+const XATTR_HEADER: usize = 12;
+
+/// The attributes of an inode that begin with `trusted.`, its own and those that it shares with others.
+fn attributes(manifest: &[u8], inode: Range<usize>, shared: usize) -> Vec<Attribute> {
+    let mut found: Vec<_> = shared_attributes(manifest, inode.clone(), shared).collect();
+    let mut at = inode.start + XATTR_HEADER + 4 * found.len();
     while at + 4 <= inode.end {
         let Some(attribute) = attribute(manifest, at) else { break };
         at = attribute.value.end.next_multiple_of(4);
         found.push(attribute);
     }
-    // Those of an object that files share may be out of sight already.
-    found.retain(|attribute| matches!(manifest[attribute.kind], TRUSTED | UNSEEN));
+    found.retain(|attribute| manifest[attribute.kind] == TRUSTED);
     found
+}
+
+/// The attributes that an inode shares with others, as far as they are there.
+fn shared_attributes(manifest: &[u8], inode: Range<usize>, shared: usize) -> impl Iterator<Item = Attribute> {
+    let count = manifest.get(inode.start + 4).copied().filter(|_| !inode.is_empty()).map_or(0, usize::from);
+    let ids = (0..count).map_while(move |number| u32_at(manifest, inode.start + XATTR_HEADER + 4 * number));
+    ids.map_while(move |id| attribute(manifest, shared + 4 * id as usize))
 }
 
 fn attribute(manifest: &[u8], at: usize) -> Option<Attribute> {
@@ -322,6 +379,7 @@ mod tests {
             inode.extend([xattrs, tail].concat());
             let at = slot * SLOT;
             self.0[at..at + inode.len()].copy_from_slice(&inode);
+            self.0[INODES] += 1;
             (at + 32 + xattrs.len(), (at + inode.len()).div_ceil(SLOT))
         }
 
@@ -372,6 +430,13 @@ mod tests {
         bytes
     }
 
+    /// How many of overlayfs' attributes are out of its sight.
+    fn hidden(bytes: &[u8]) -> usize {
+        // Before each name lie its length, what it begins with, and its value's length in two bytes.
+        let names = (3..bytes.len()).filter(|at| bytes[*at..].starts_with(b"overlay."));
+        names.filter(|at| bytes[at - 3] == UNSEEN).count()
+    }
+
     #[test]
     fn large_files_get_addresses_and_the_others_stay_as_they_are() {
         let (large, small, twice) = (vec![1; 5000], vec![2; 1000], vec![3; 9000]);
@@ -391,23 +456,41 @@ mod tests {
         let image = manifest.finish(&[large, small, twice]);
         let bytes = rewritten(&image);
         let address = |at| u32_at(&bytes, at).unwrap();
-        assert_eq!([first, third, fourth].map(address), [2, 4, 4], "blocks behind the manifest's two");
+        assert_eq!([first, third, fourth].map(address), [16, 18, 18], "blocks, of which the first page has sixteen");
         assert_eq!([second, unknown, other_size].map(address), [u32::MAX; 3]);
-        // Before each name lie its length, what it begins with, and its value's length in two bytes.
-        let names = (3..bytes.len()).filter(|at| bytes[*at..].starts_with(b"overlay."));
-        let hidden = names.filter(|at| bytes[at - 3] == UNSEEN).count();
-        assert_eq!(hidden, 4, "of one file alone and of two together");
-        assert_eq!((bytes[FEATURE_COMPAT], address(BLOCKS)), (2, 7));
+        assert_eq!(hidden(&bytes), 4, "of one file alone and of two together");
+        assert_eq!((bytes[FEATURE_COMPAT], address(BLOCKS)), (2, 21));
 
-        assert_eq!(image.size(), 7 * BLOCK as u64);
-        assert_eq!(image.place(100), Some(Place::Manifest(2 * BLOCK as u64 - 100)));
-        assert_eq!(
-            image.place(2 * BLOCK as u64),
-            Some(Place::Object { position: 0, offset: 0, left: 2 * BLOCK as u64 })
-        );
-        let last = 7 * BLOCK as u64 - 1;
-        assert_eq!(image.place(last), Some(Place::Object { position: 2, offset: 3 * BLOCK as u64 - 1, left: 1 }));
-        assert_eq!(image.place(last + 1), None);
+        let block = |number: u64| number * BLOCK as u64;
+        assert_eq!(image.size(), block(21));
+        assert_eq!(image.place(100), Some(Place::Manifest(block(2) - 100)));
+        assert_eq!(image.place(block(3)), Some(Place::Nothing(block(13))));
+        assert_eq!(image.place(block(16)), Some(Place::Object { position: 0, offset: 0, left: block(2) }));
+        let last = Place::Object { position: 2, offset: block(3) - 1, left: 1 };
+        assert_eq!(image.place(block(21) - 1), Some(last));
+        assert_eq!(image.place(block(21)), None);
+    }
+
+    #[test]
+    fn an_attribute_that_a_small_file_needs_stays_in_sight() {
+        let (large, small) = (vec![1; 5000], vec![2; 1000]);
+        let mut manifest = Manifest::new();
+        let redirect = |object: &[u8]| entry(REDIRECT, format!("/{}", id(object).object_path()).as_bytes());
+        // As a writer may do that knows no digests: an empty attribute, which all files share.
+        let common = entry(METACOPY, b"");
+        manifest.0[BLOCK..BLOCK + common.len()].copy_from_slice(&common);
+        let (at, next) = manifest.file(36, 5000, &[shared(&[0]), redirect(&large)].concat());
+        manifest.file(next, 1000, &[shared(&[0]), redirect(&small)].concat());
+        let bytes = rewritten(&manifest.finish(&[large.clone(), small]));
+        assert_eq!((u32_at(&bytes, at), hidden(&bytes)), (Some(u32::MAX), 0));
+
+        // Nor is anything hidden if not all inodes are where they should be.
+        let mut manifest = Manifest::new();
+        let (at, _) = manifest.file(36, 5000, &own(&large));
+        manifest.0[INODES] += 1;
+        manifest.0[3000..].fill(0xff);
+        let bytes = rewritten(&manifest.finish(&[large]));
+        assert_eq!((u32_at(&bytes, at), hidden(&bytes)), (Some(u32::MAX), 0));
     }
 
     #[test]
@@ -417,7 +500,7 @@ mod tests {
         // Chunks of two blocks.
         let (at, _) = manifest.inode(36, (FILE, CHUNK_BASED), object.len() as u32, 1, &own(&object), &[0xff; 8]);
         let bytes = rewritten(&manifest.finish(&[object]));
-        assert_eq!([at, at + 4].map(|at| u32_at(&bytes, at).unwrap()), [2, 4]);
+        assert_eq!([at, at + 4].map(|at| u32_at(&bytes, at).unwrap()), [16, 18]);
     }
 
     #[test]
@@ -437,7 +520,10 @@ mod tests {
             manifest.0 = honest[..len].to_vec();
             let mut bytes = honest[..len].to_vec();
             let index = ObjectIndex::new(Algorithm::Sha256, vec![(id(&object), 5000)]).unwrap();
-            rewrite(&mut bytes, &mut Layout { index: &index, small: SMALL, blocks: 1, addresses: HashMap::new() });
+            rewrite(
+                &mut bytes,
+                &mut Addresses { index: &index, small: SMALL, blocks: 1, first_blocks: HashMap::new() },
+            );
         }
     }
 }

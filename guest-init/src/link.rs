@@ -303,7 +303,7 @@ impl Link {
         (first_tag..).zip(wanted).map(|(tag, wanted)| Ticket { tag, len: wanted.len }).collect()
     }
 
-    /// Waits for what was asked for with [`Link::read_ahead`] or [`Link::leaves_ahead`]. Not verified.
+    /// Waits for what a ticket stands for. Not verified.
     pub fn redeem(&self, ticket: Ticket) -> Result<Vec<u8>, LinkError> {
         if let Some(call) = lock(&self.calls).waiting.get_mut(&ticket.tag) {
             call.caller = Some(thread::current());

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fuser::{INodeNo, Notifier};
 
-/// Inodes of objects begin here; those below are the root and its 256 directories.
+/// Inodes of objects begin here; those below are the root and its 256 directories. The image file's is far above.
 pub const FIRST_OBJECT: u64 = 2 + 256;
 
 /// The page cache's side of one data layer.
@@ -74,7 +74,7 @@ pub fn inode(position: u32) -> INodeNo {
     INodeNo(FIRST_OBJECT + u64::from(position))
 }
 
-/// The position of the object with this inode; `None` for a directory.
+/// The position of the object with this inode; `None` for a directory or the image file.
 pub fn position(inode: u64) -> Option<u32> {
     u32::try_from(inode.checked_sub(FIRST_OBJECT)?).ok()
 }

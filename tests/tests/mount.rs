@@ -93,6 +93,11 @@ fn a_damaged_block_in_a_long_read_is_an_error_and_never_zeros() {
         .write_all_at(b"!", damaged)
         .unwrap();
     let mount = lazyroot.mount("large", &[]);
+    let shown = rustix::fs::statvfs(mount.path()).unwrap();
+    assert!(
+        shown.f_blocks * shown.f_frsize >= content.len() as u64,
+        "the file has its place in the image that EROFS reads"
+    );
     // So far ahead that a read of EROFS becomes many of FUSE, of which one fails.
     for bdi in fs::read_dir("/sys/class/bdi").unwrap().map(|entry| entry.unwrap().path()) {
         if bdi.file_name().unwrap().to_str().unwrap().starts_with("erofs-") {

@@ -14,8 +14,8 @@ const MAX_MODULE: u64 = 64 << 20;
 const REQUIRED: &[(&str, &str)] = &[
     ("virtio_pci", "virtio devices"),
     ("vmw_vsock_virtio_transport", "vsock to the host"),
-    ("fuse", "FUSE, for file content"),
-    ("erofs", "EROFS, for metadata"),
+    ("fuse", "FUSE, which brings metadata and content"),
+    ("erofs", "EROFS, for metadata and large files"),
     ("overlay", "overlayfs"),
 ];
 
