@@ -42,7 +42,7 @@ pub const IMAGE: &str = "image";
 const ROOT: u64 = 1;
 /// Inodes of the 256 directories, by their byte.
 const FIRST_DIR: u64 = 2;
-/// The image file's inode: no object has it, there are less of them.
+/// The image file's inode: no object has it, there are at most 2^32 of them.
 const IMAGE_INODE: u64 = 1 << 40;
 
 struct DataFs {
@@ -128,7 +128,7 @@ impl Serving {
             let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
             let len = image.manifest_len();
             for offset in (0..len).step_by(LONGEST_READ as usize) {
-                let mut bytes = vec![0; LONGEST_READ.min((len - offset) as u32) as usize];
+                let mut bytes = vec![0; (len - offset).min(LONGEST_READ.into()) as usize];
                 let read = image.read_manifest(&mut bytes, offset);
                 if read.is_err() || !pages.store_at(INodeNo(IMAGE_INODE), offset, &bytes) {
                     break;
@@ -267,10 +267,10 @@ impl DataFs {
 /// EIO for an object that is not in the index: the manifest names it, so the image is damaged, and ENOENT would
 /// make programs believe that the file does not exist. ENOENT for a name that no object has.
 fn child(index: &ObjectIndex, parent: u64, name: &[u8]) -> Result<u64, Errno> {
-    if parent == ROOT && name == IMAGE.as_bytes() {
-        return Ok(IMAGE_INODE);
-    }
     if parent == ROOT {
+        if name == IMAGE.as_bytes() {
+            return Ok(IMAGE_INODE);
+        }
         let byte = std::str::from_utf8(name).ok().filter(|name| name.len() == 2);
         let byte = byte.and_then(|name| u8::from_str_radix(name, 16).ok()).ok_or(Errno::ENOENT)?;
         return Ok(FIRST_DIR + u64::from(byte));

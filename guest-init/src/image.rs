@@ -202,10 +202,13 @@ fn rewrite(manifest: &mut [u8], addresses: &mut Addresses) {
             }
         }
     }
+    let in_sight = |content: &Content, needed: &HashSet<usize>| content.kinds.iter().any(|kind| needed.contains(kind));
+    // One of a file's attributes that stays in sight keeps the other there, and so every file that shares that.
+    while let Some(found) = large.iter().position(|(_, content)| in_sight(content, &needed)) {
+        needed.extend(large.swap_remove(found).1.kinds);
+    }
     for (inode, content) in large {
-        if content.kinds.iter().all(|kind| !needed.contains(kind)) {
-            inode.give_address(manifest, &content);
-        }
+        inode.give_address(manifest, &content);
     }
     manifest[FEATURE_COMPAT] &= !CHECKSUM;
     manifest[BLOCKS..BLOCKS + 4].copy_from_slice(&addresses.blocks.to_le_bytes());
@@ -483,6 +486,16 @@ mod tests {
         manifest.file(next, 1000, &[shared(&[0]), redirect(&small)].concat());
         let bytes = rewritten(&manifest.finish(&[large.clone(), small]));
         assert_eq!((u32_at(&bytes, at), hidden(&bytes)), (Some(u32::MAX), 0));
+
+        // Nor may one be hidden on behalf of a file that shares only the other with it.
+        let mut manifest = Manifest::new();
+        let second = redirect(&large);
+        manifest.0[BLOCK..BLOCK + common.len()].copy_from_slice(&common);
+        manifest.0[BLOCK + 64..BLOCK + 64 + second.len()].copy_from_slice(&second);
+        let (_, next) = manifest.file(36, 5000, &[shared(&[16]), entry(METACOPY, b"its own")].concat());
+        let (_, next) = manifest.file(next, 5000, &shared(&[0, 16]));
+        manifest.file(next, 1000, &[shared(&[0]), redirect(&[2; 1000])].concat());
+        assert_eq!(hidden(&rewritten(&manifest.finish(std::slice::from_ref(&large)))), 0);
 
         // Nor is anything hidden if not all inodes are where they should be.
         let mut manifest = Manifest::new();

@@ -375,8 +375,7 @@ fn latest_erofs_bdi() -> Option<String> {
     numbered.max().map(|(_, name)| name)
 }
 
-/// Lets the kernel read ahead as far as one FUSE READ reaches, and no farther: a READ fails as a whole. It offers 128 KiB
-/// by itself. Best effort.
+/// Lets the kernel read ahead as far as one FUSE READ reaches; it offers 128 KiB by itself. Best effort.
 fn set_readahead(bdi: &str) {
     let _ = fs::write(format!("/sys/class/bdi/{bdi}/read_ahead_kb"), (LONGEST_READ >> 10).to_string());
 }
