@@ -152,14 +152,6 @@ impl Serving {
     }
 }
 
-/// Bytes of the image file.
-enum ImageBytes {
-    /// As they came.
-    Object(Bytes),
-    /// Put together.
-    Joined(Vec<u8>),
-}
-
 impl DataFs {
     /// Lets come what seems to be read after the object at `position`, which the kernel asks for. Returns the batch of a
     /// scan that it lies in.
@@ -191,7 +183,7 @@ impl DataFs {
     }
 
     /// `len` bytes at byte `offset` of the image file; fewer only at its end. `None` if they cannot be had.
-    fn read_image(&self, offset: u64, len: u32) -> Option<ImageBytes> {
+    fn read_image(&self, offset: u64, len: u32) -> Option<Bytes> {
         let len = u64::from(len).min(self.image.size().checked_sub(offset)?) as usize;
         let mut joined = Vec::new();
         while joined.len() < len {
@@ -208,7 +200,7 @@ impl DataFs {
                     let bytes = self.read_object(position, offset, part as u32)?.ok()?;
                     // EROFS asks for blocks of one file at a time, so this is nearly always all.
                     if bytes.len() == len {
-                        return Some(ImageBytes::Object(bytes));
+                        return Some(bytes);
                     }
                     joined.extend_from_slice(&bytes);
                     // Behind the object's end its last block is zeros.
@@ -216,7 +208,7 @@ impl DataFs {
                 }
             }
         }
-        Some(ImageBytes::Joined(joined))
+        Some(joined.into())
     }
 
     /// The positions of the small objects in the folder of ids that begin with `byte`.
@@ -375,8 +367,7 @@ impl Filesystem for DataFs {
     ) {
         if ino.0 == IMAGE_INODE {
             return match self.read_image(offset, size) {
-                Some(ImageBytes::Object(bytes)) => reply.data(&bytes),
-                Some(ImageBytes::Joined(bytes)) => reply.data(&bytes),
+                Some(bytes) => reply.data(&bytes),
                 None => reply.error(Errno::EIO),
             };
         }

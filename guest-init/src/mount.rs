@@ -105,13 +105,11 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     // The kernel's first request waits in the queue already; the session answers it.
     attach(data, &data_layer)?;
     let serving = datafs::serve(objects, image, device).context("cannot serve the FUSE data layer")?;
-    set_readahead(&bdi_of(&data_layer));
+    set_readahead(fuse_bdi(&data_layer));
 
     let metadata_layer = workdir.layer("metadata")?;
     attach(erofs(&data_layer.join(datafs::IMAGE))?, &metadata_layer)?;
-    if let Some(bdi) = latest_erofs_bdi() {
-        set_readahead(&bdi);
-    }
+    set_readahead(latest_erofs_bdi());
 
     let ready_layer = workdir.layer("ready")?;
     rustix::mount::mount("lazyroot", &ready_layer, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
@@ -360,11 +358,11 @@ fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The name by which the kernel knows the mounted FUSE layer as a backing device.
-fn bdi_of(data: &Path) -> String {
+fn fuse_bdi(data: &Path) -> Option<String> {
     // What the kernel knows without a request: the device.
     let known = AtFlags::from_bits_retain(libc::AT_STATX_DONT_SYNC as u32);
-    let stat = rustix::fs::statx(rustix::fs::CWD, data, known, StatxFlags::empty());
-    stat.map(|stat| format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor)).unwrap_or_default()
+    let stat = rustix::fs::statx(rustix::fs::CWD, data, known, StatxFlags::empty()).ok()?;
+    Some(format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor))
 }
 
 /// The name by which the kernel knows the latest EROFS mount on a file as a backing device: a number that counts up. It
@@ -376,7 +374,8 @@ fn latest_erofs_bdi() -> Option<String> {
 }
 
 /// Lets the kernel read ahead as far as one FUSE READ reaches; it offers 128 KiB by itself. Best effort.
-fn set_readahead(bdi: &str) {
+fn set_readahead(bdi: Option<String>) {
+    let Some(bdi) = bdi else { return };
     let _ = fs::write(format!("/sys/class/bdi/{bdi}/read_ahead_kb"), (LONGEST_READ >> 10).to_string());
 }
 
