@@ -36,6 +36,14 @@ pub fn debian() -> Arc<Lazyroot> {
     HOME.get(|lazyroot| lazyroot.import(&rootfs(), "debian"))
 }
 
+/// The same for one test alone, which looks at what runs or lies there.
+pub fn debian_of_its_own() -> Lazyroot {
+    let lazyroot = Lazyroot::default();
+    lazyroot.import_kernel();
+    lazyroot.import(&rootfs(), "debian");
+    lazyroot
+}
+
 /// A root with no init and nothing of Debian's layout but one static program.
 pub fn tiny_root() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder for temporary files");

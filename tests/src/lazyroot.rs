@@ -78,7 +78,8 @@ impl Lazyroot {
         self.ok([OsStr::new("kernel"), OsStr::new("import"), deb.as_os_str()]);
     }
 
-    /// The program's own processes that still run: those with its home in their environment, this one excepted.
+    /// The program's own processes that still run: those with its home in their environment, this one excepted. In a
+    /// home that tests share they are those of all of them.
     pub fn processes(&self) -> Vec<u32> {
         let mark = [b"LAZYROOT_HOME=", self.home().as_os_str().as_encoded_bytes()].concat();
         let pids = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
@@ -96,7 +97,9 @@ impl Lazyroot {
         while !self.processes().is_empty() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(20));
         }
-        assert_eq!(self.processes(), [0u32; 0], "no process is left");
+        let cmdline = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let left: Vec<String> = self.processes().into_iter().map(|pid| crate::text(&cmdline(pid))).collect();
+        assert!(left.is_empty(), "no process is left, but {left:?}");
     }
 
     /// Mounts an image at a fresh folder.

@@ -7,9 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use lazyroot_tests::images::debian;
+use lazyroot_tests::images::{debian, debian_of_its_own};
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::{rootfs, text, vfkit};
+use lazyroot_tests::{text, vfkit};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -126,9 +126,7 @@ fn what_the_guest_says_on_its_virtio_console_is_shown() {
 
 #[test]
 fn killing_lazyroot_ends_vfkit() {
-    let (lazyroot, tools) = (Lazyroot::default(), Tools::standin());
-    lazyroot.import_kernel();
-    lazyroot.import(&rootfs(), "debian");
+    let (lazyroot, tools) = (debian_of_its_own(), Tools::standin());
     let arguments =
         ["run", "--hypervisor", "vfkit", "--net", "none", "debian", "--", "sh", "-c", "echo up; sleep 1000"];
     let mut child = tools.command(&lazyroot, &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
@@ -141,9 +139,7 @@ fn killing_lazyroot_ends_vfkit() {
 
 #[test]
 fn vfkit_dying_under_a_vm_is_said() {
-    let (lazyroot, tools) = (Lazyroot::default(), Tools::standin());
-    lazyroot.import_kernel();
-    lazyroot.import(&rootfs(), "debian");
+    let (lazyroot, tools) = (debian_of_its_own(), Tools::standin());
     let arguments =
         ["run", "--hypervisor", "vfkit", "--net", "none", "debian", "--", "sh", "-c", "echo up; sleep 1000"];
     let mut command = tools.command(&lazyroot, &arguments);
@@ -166,7 +162,7 @@ fn vfkit_dying_under_a_vm_is_said() {
 
 #[test]
 fn a_vfkit_that_cannot_start_gives_its_own_words_and_its_age() {
-    let debian = debian();
+    let debian = debian_of_its_own();
     let new = Tools::script(
         "[ \"$1\" != --version ] || { echo 'vfkit version: v9.0.0'; exit; }; echo 'no vmnet' >&2; exit 1",
     );
@@ -217,9 +213,7 @@ fn a_home_that_vfkit_cannot_take_is_refused_by_name_and_nothing_is_left() {
 
 #[test]
 fn a_guest_s_network_is_that_of_a_gvproxy_which_ends_with_the_vm() {
-    let lazyroot = Lazyroot::default();
-    lazyroot.import_kernel();
-    lazyroot.import(&rootfs(), "debian");
+    let lazyroot = debian_of_its_own();
     let run = |tools: &Tools| {
         let arguments = ["run", "--hypervisor", "vfkit", "debian", "--", "ip", "-4", "-o", "address", "show"];
         tools.command(&lazyroot, &arguments).stdin(Stdio::null()).output().unwrap()

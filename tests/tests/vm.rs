@@ -8,9 +8,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lazyroot_tests::images::{debian, tiny_root};
+use lazyroot_tests::images::{debian, debian_of_its_own, tiny_root};
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::{rootfs, text};
+use lazyroot_tests::text;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// `lazyroot run` with these options, image and command.
@@ -189,9 +189,7 @@ fn a_terminal_has_its_size_and_takes_ctrl_c() {
 
 #[test]
 fn nothing_is_left_behind_however_lazyroot_ends() {
-    let lazyroot = Lazyroot::default();
-    lazyroot.import_kernel();
-    lazyroot.import(&rootfs(), "debian");
+    let lazyroot = debian_of_its_own();
     assert!(output(&lazyroot, &["debian", "--", "true"]).status.success());
     assert_nothing_left(&lazyroot);
     // Ctrl-C before the command runs.
@@ -379,9 +377,7 @@ fn a_guest_that_cannot_reach_the_host_ends_with_the_reason() {
 
 #[test]
 fn kvm_is_used_only_where_it_works() {
-    let lazyroot = Lazyroot::default();
-    lazyroot.import_kernel();
-    lazyroot.import(&rootfs(), "debian");
+    let lazyroot = debian_of_its_own();
     let first = lazyroot.run(["run", "--report=json", "debian", "--", "true"]);
     assert!(first.status.success(), "{}", text(&first.stderr));
     let second = lazyroot.run(["run", "--report=json", "debian", "--", "true"]);
