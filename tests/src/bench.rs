@@ -3,6 +3,7 @@
 //! One file is one system: those that are mounted on this machine in [`native`], those that a VM boots into in [`vm`].
 
 pub mod boot;
+mod caches;
 pub mod crowd;
 pub mod exec;
 pub mod guest;

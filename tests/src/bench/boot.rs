@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::caches::drop_host_caches;
 use super::inputs::Inputs;
-use super::plan::{Plan, drop_host_caches};
+use super::plan::Plan;
 use super::report::{Cell, Report, cache};
 use super::vm::{self, Boot, System};
 

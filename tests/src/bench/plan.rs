@@ -1,9 +1,5 @@
 //! What of the benchmark is to run.
 
-use std::path::Path;
-
-use anyhow::{Context, Result};
-
 /// The user's choice. An empty list chooses everything.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Plan {
@@ -43,14 +39,4 @@ pub fn title(part: &str, workload: &str) -> &'static str {
         (_, "sequential") => "128 MiB sequentially",
         _ => "random read of 4 KiB",
     }
-}
-
-/// Drops the host's caches: what comes next is read from its disks.
-///
-/// # Errors
-/// If we may not: that needs root.
-pub fn drop_host_caches() -> Result<()> {
-    rustix::fs::sync();
-    let file = Path::new("/proc/sys/vm/drop_caches");
-    std::fs::write(file, "3").with_context(|| format!("cannot drop caches: {}", file.display()))
 }

@@ -89,12 +89,21 @@ struct Samples {
     /// Processor time of each sample, all processes together, in seconds.
     #[serde(default)]
     processor: Vec<f64>,
+    /// Samples that were thrown away and taken again.
+    #[serde(default)]
+    retaken: usize,
     notes: Vec<String>,
 }
 
 impl Samples {
     fn median(&self) -> Option<f64> {
         quantile(&self.values, 0.5)
+    }
+
+    /// What is to be known about them.
+    fn remarks(&self) -> Vec<String> {
+        let retaken = (self.retaken > 0).then(|| format!("{} more were taken again", self.retaken));
+        self.notes.iter().cloned().chain(retaken).collect()
     }
 }
 
@@ -171,6 +180,12 @@ impl Report {
         self.cells.entry(cell.clone()).or_default().processor.push(seconds);
     }
 
+    /// Counts a sample that is thrown away because the machine's caches did not stay as its cell says.
+    pub fn retake(&mut self, cell: &Cell) {
+        eprintln!("{}: {}, {}, {}: taken again", cell.part, cell.workload, cell.cache, cell.system);
+        self.cells.entry(cell.clone()).or_default().retaken += 1;
+    }
+
     /// Adds a remark to a cell; the same again changes nothing.
     pub fn note(&mut self, cell: &Cell, note: &str) {
         let notes = &mut self.cells.entry(cell.clone()).or_default().notes;
@@ -241,7 +256,7 @@ impl Report {
             bytes_fetched: samples.bytes_fetched,
             requests: samples.requests,
             processor_time: quantile(&samples.processor, 0.5),
-            note: samples.notes.iter().chain(about).map(String::as_str).collect::<Vec<_>>().join("; "),
+            note: samples.remarks().into_iter().chain(about.cloned()).collect::<Vec<_>>().join("; "),
         }
     }
 
@@ -270,7 +285,7 @@ impl Report {
             let count = |value: Option<u64>| value.map_or_else(String::new, |value| value.to_string());
             let megabytes = row.bytes_fetched.map_or_else(String::new, |bytes| format!("{:.1} MB", bytes as f64 / 1e6));
             let ratio = row.ratio_to_ceiling.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-            let notes = &self.cells[&Cell::new(part, row.workload, row.cache, row.system)].notes;
+            let samples = &self.cells[&Cell::new(part, row.workload, row.cache, row.system)];
             line(format_args!(
                 "| {} | {cache} | {} | {ratio} | {} | {} | {} | {megabytes} | {} | {} | {} |",
                 // A bar would end the table's cell.
@@ -281,7 +296,7 @@ impl Report {
                 row.samples,
                 count(row.requests),
                 show(row.processor_time),
-                notes.join("; ")
+                samples.remarks().join("; ")
             ));
         }
         let mut about = self.systems.iter().filter(|((of, _), _)| of == part).peekable();
@@ -320,7 +335,8 @@ impl Report {
         for (cell, new) in newer.cells {
             let samples = self.cells.entry(cell).or_default();
             let values = samples.values.drain(..).chain(new.values).collect();
-            *samples = Samples { values, ..new };
+            let retaken = samples.retaken + new.retaken;
+            *samples = Samples { values, retaken, ..new };
         }
         self.ceilings.extend(newer.ceilings);
         self.systems.extend(newer.systems);
