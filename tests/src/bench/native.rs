@@ -3,7 +3,8 @@
 //! Every sample starts with a fresh mount, so what a guest would cache is cold. `all-cold` drops the host's caches
 //! before; what follows it is `cold`, for then the workload's content is in the host's page cache; `warm` is
 //! the same workload again on the same mount. A sample during which the kernel took pages back is of neither state, and
-//! is taken again.
+//! is taken again. Warm samples are short, and a machine's pace changes from one second to the next: so each follows one of
+//! the ceiling, which is mounted beside, and the ratio is that of such pairs.
 
 mod bench_fs;
 mod composefs;
@@ -30,7 +31,7 @@ use super::report::{Cell, Report, cache};
 pub const PART: &str = "native";
 
 /// Warm samples of one mount: most are much shorter than what it takes to come to them.
-const WARM_SAMPLES: u32 = 3;
+const WARM_SAMPLES: u32 = 5;
 
 /// How often a sample is taken at most: on a machine that keeps taking pages back, the last one counts.
 const TRIES: u32 = 5;
@@ -105,7 +106,7 @@ pub fn run(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
             Err(error) => report.about(PART, name, &format!("not run: {error:#}")),
         }
     }
-    let bench = Bench::new(inputs)?;
+    let bench = Bench::new(inputs, systems[0].1.as_ref())?;
     let workloads = plan.workloads(WORKLOADS);
     let mut order: Vec<_> =
         systems.iter().flat_map(|system| workloads.iter().map(move |name| (system, *name))).collect();
@@ -119,62 +120,91 @@ pub fn run(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-struct Bench {
+struct Bench<'a> {
+    ceiling: &'a dyn System,
     mountpoint: PathBuf,
+    /// For the ceiling, while another system is mounted.
+    beside: PathBuf,
 }
 
-impl Bench {
-    fn new(inputs: &Inputs) -> Result<Self> {
-        let bench = Self { mountpoint: inputs.work.join("mnt") };
+impl<'a> Bench<'a> {
+    fn new(inputs: &Inputs, ceiling: &'a dyn System) -> Result<Self> {
+        let bench = Self { ceiling, mountpoint: inputs.work.join("mnt"), beside: inputs.work.join("beside") };
         fs::create_dir_all(&bench.mountpoint)?;
+        fs::create_dir_all(&bench.beside)?;
         Ok(bench)
     }
 
-    /// One sample in each state of the caches.
+    /// One sample in each cold state of the caches, and some in the warm one.
     fn sample(&self, name: &str, system: &dyn System, workload: &str, report: &mut Report) -> Result<()> {
         if let Err(error) = system.learn(&self.mountpoint, workload) {
             report.about(PART, name, &format!("not run: {error:#}"));
             return Ok(());
         }
-        let cell = |cache| Cell::new(PART, title(PART, workload), cache, name);
+        let cell = |cache, system| Cell::new(PART, title(PART, workload), cache, system);
         if system.reads_disk() {
             drop_host_caches()?;
-            let mounted = system.mount(&self.mountpoint, workload)?;
-            self.run(&*mounted, workload)?.add_to(report, &cell(cache::ALL_COLD));
+            Tree::mount(system, &self.mountpoint, workload)?.run()?.add_to(report, &cell(cache::ALL_COLD, name));
         }
-        let mut mounted = None;
-        steady(report, &cell(cache::COLD), || {
-            mounted = None;
-            self.run(&**mounted.insert(system.mount(&self.mountpoint, workload)?), workload)
+        let mut tree = None;
+        let cold = steady(report, &cell(cache::COLD, name), || {
+            tree = None;
+            Ok([tree.insert(Tree::mount(system, &self.mountpoint, workload)?).run()?])
         })?;
-        let mounted = mounted.context("nothing was sampled")?;
+        cold.into_iter().for_each(|sample| sample.add_to(report, &cell(cache::COLD, name)));
+        let tree = tree.context("nothing was sampled")?;
+        if name == composefs::NAME {
+            // It is sampled beside each of the others.
+            return Ok(());
+        }
+        let beside = Tree::mount(self.ceiling, &self.beside, workload)?;
+        beside.run()?;
         for _ in 0..WARM_SAMPLES {
-            steady(report, &cell(cache::WARM), || self.run(&*mounted, workload))?;
+            let warm = cell(cache::WARM, name);
+            let [ceiling, sample] = steady(report, &warm, || Ok([beside.run()?, tree.run()?]))?;
+            report.pair(&warm, sample.seconds / ceiling.seconds);
+            ceiling.add_to(report, &cell(cache::WARM, composefs::NAME));
+            sample.add_to(report, &warm);
         }
         Ok(())
     }
+}
 
-    fn run(&self, mounted: &dyn Mounted, workload: &str) -> Result<Sample> {
-        let (before, busy, watch) = (mounted.fetched(), processor_time_of_all()?, Watch::start()?);
-        let seconds = run_workload(&self.mountpoint, workload)?;
+/// A system's mount, for a workload.
+struct Tree<'a> {
+    at: &'a Path,
+    workload: &'a str,
+    mounted: Box<dyn Mounted>,
+}
+
+impl<'a> Tree<'a> {
+    fn mount(system: &dyn System, at: &'a Path, workload: &'a str) -> Result<Self> {
+        Ok(Self { at, workload, mounted: system.mount(at, workload)? })
+    }
+
+    fn run(&self) -> Result<Sample> {
+        let (before, busy, watch) = (self.mounted.fetched(), processor_time_of_all()?, Watch::start()?);
+        let seconds = run_workload(self.at, self.workload)?;
         let (caches_stayed, processor) = (watch.caches_stayed()?, processor_time_of_all()? - busy);
-        let fetched = mounted.fetched().zip(before).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
+        let fetched = self.mounted.fetched().zip(before).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
         Ok(Sample { seconds, processor, fetched, caches_stayed })
     }
 }
 
-/// Takes a sample again until the caches stay what they are said to be.
-fn steady(report: &mut Report, cell: &Cell, mut take: impl FnMut() -> Result<Sample>) -> Result<()> {
+/// Takes samples, of `cell` or beside it, again until the caches stay what they are said to be.
+fn steady<const N: usize>(
+    report: &mut Report,
+    cell: &Cell,
+    mut take: impl FnMut() -> Result<[Sample; N]>,
+) -> Result<[Sample; N]> {
     for _ in 1..TRIES {
-        let sample = take()?;
-        if sample.caches_stayed {
-            sample.add_to(report, cell);
-            return Ok(());
+        let samples = take()?;
+        if samples.iter().all(|sample| sample.caches_stayed) {
+            return Ok(samples);
         }
         report.retake(cell);
     }
-    take()?.add_to(report, cell);
-    Ok(())
+    take()
 }
 
 /// What one run of a workload took.

@@ -89,6 +89,9 @@ struct Samples {
     /// Processor time of each sample, all processes together, in seconds.
     #[serde(default)]
     processor: Vec<f64>,
+    /// Ratios to samples of the ceiling that were taken beside these.
+    #[serde(default)]
+    pairs: Vec<f64>,
     /// Samples that were thrown away and taken again.
     #[serde(default)]
     retaken: usize,
@@ -180,6 +183,12 @@ impl Report {
         self.cells.entry(cell.clone()).or_default().processor.push(seconds);
     }
 
+    /// Adds the ratio of a sample to one of the ceiling that was taken with it. What a cell's ratio is then made of: it is
+    /// more exact than medians of samples from different moments.
+    pub fn pair(&mut self, cell: &Cell, ratio: f64) {
+        self.cells.entry(cell.clone()).or_default().pairs.push(ratio);
+    }
+
     /// Counts a sample that is thrown away because the machine's caches did not stay as its cell says.
     pub fn retake(&mut self, cell: &Cell) {
         eprintln!("{}: {}, {}, {}: taken again", cell.part, cell.workload, cell.cache, cell.system);
@@ -241,6 +250,7 @@ impl Report {
         let ceiling = self.ceilings.get(&cell.part).map(String::as_str);
         let divisor = ceiling.and_then(|system| self.cells.get(&Cell { system: system.into(), ..cell.clone() }));
         let divisor = divisor.filter(|divisor| divisor.unit == samples.unit).and_then(Samples::median);
+        let paired = quantile(&samples.pairs, 0.5);
         let about = self.systems.get(&(cell.part.clone(), cell.system.clone()));
         Row {
             part: &cell.part,
@@ -252,7 +262,7 @@ impl Report {
             p95: quantile(&samples.values, 0.95),
             unit: samples.unit,
             ceiling,
-            ratio_to_ceiling: divisor.and_then(|divisor| Some(median? / divisor)),
+            ratio_to_ceiling: paired.or_else(|| divisor.and_then(|divisor| Some(median? / divisor))),
             bytes_fetched: samples.bytes_fetched,
             requests: samples.requests,
             processor_time: quantile(&samples.processor, 0.5),
@@ -335,8 +345,9 @@ impl Report {
         for (cell, new) in newer.cells {
             let samples = self.cells.entry(cell).or_default();
             let values = samples.values.drain(..).chain(new.values).collect();
+            let pairs = samples.pairs.drain(..).chain(new.pairs).collect();
             let retaken = samples.retaken + new.retaken;
-            *samples = Samples { values, retaken, ..new };
+            *samples = Samples { values, pairs, retaken, ..new };
         }
         self.ceilings.extend(newer.ceilings);
         self.systems.extend(newer.systems);
