@@ -6,6 +6,7 @@
 
 pub mod agent;
 mod ahead;
+mod asked;
 pub mod boot;
 mod budget;
 mod cache;

@@ -16,6 +16,7 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::reads::{Extent, Origin};
 use lazyroot_proto::{ObjectId, verity};
 
+use crate::asked::Asked;
 use crate::budget::Budget;
 use crate::cache::{Cache, Fetched};
 use crate::clock::monotonic_now;
@@ -84,6 +85,8 @@ pub struct Objects {
     runs: Runs,
     /// Of large objects, what comes ahead in a run.
     run_pieces: Pieces,
+    /// Of large objects, what the kernel has asked for, until the boot is over.
+    asked: Asked,
     /// Memory that the boot profile's objects and pieces take.
     budget: Budget,
     /// Objects that were asked for when a program opened them, oldest first.
@@ -137,6 +140,7 @@ impl Objects {
             pieces: Pieces::default(),
             runs: Runs::new(LONGEST_READ.into()),
             run_pieces: Pieces::default(),
+            asked: Asked::default(),
             budget: Budget::new(budget),
             opened: Mutex::default(),
             ready: Mutex::default(),
@@ -287,12 +291,14 @@ impl Objects {
     /// Lets go of everything that was fetched ahead and nobody has asked for. What was ready is so no more.
     pub fn drop_ahead(&self) {
         self.ready.lock().expect("no panic under the lock").clear();
+        self.asked.close();
         self.budget.give_back(self.whole.drop_held() + self.pieces.drop_all());
     }
 
-    /// Pieces of a large object are on their way. Returns those that were not expected before.
+    /// Pieces of large objects are on their way. Returns those that need to be: nobody has asked for them before.
     pub fn expect_pieces(&self, wanted: Vec<Wanted>) -> Vec<Wanted> {
-        wanted.into_iter().filter(|wanted| self.pieces.expect(wanted.extent)).collect()
+        let absent = |extent| !self.asked.all(extent) && !self.run_pieces.has(extent) && self.pieces.expect(extent);
+        wanted.into_iter().filter(|wanted| absent(wanted.extent)).collect()
     }
 
     /// A piece has come, or will not.
@@ -344,7 +350,8 @@ impl Objects {
         }
         let extents =
             step.ask.iter().filter_map(|range| Extent::around(position, range.start, range.end - range.start));
-        let wanted = extents.filter(|extent| self.run_pieces.expect(*extent));
+        // What the boot profile brings is here, or on its way.
+        let wanted = extents.filter(|extent| !self.pieces.has(*extent) && self.run_pieces.expect(*extent));
         let wanted: Vec<_> = wanted.filter_map(|extent| Wanted::new(&self.index, extent)).collect();
         let tickets = self.link.read_ahead(&wanted);
         wanted.into_iter().zip(tickets).collect()
@@ -464,6 +471,7 @@ impl Objects {
             Bytes { data, start: at + (start - first) as usize, end }
         };
         let extent = Extent::around(position, first, last - first);
+        extent.into_iter().for_each(|extent| self.asked.mark(extent));
         let taken = |pieces: &Pieces, patience| {
             extent.and_then(|extent| pieces.take(extent, (last - first) as usize, patience))
         };

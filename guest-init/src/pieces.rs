@@ -50,6 +50,11 @@ impl Pieces {
         true
     }
 
+    /// Whether pieces hold all of `extent`, or will.
+    pub fn has(&self, extent: Extent) -> bool {
+        covering(&self.lock(), extent).is_some()
+    }
+
     /// The piece has come, verified; or will not.
     pub fn arrive(&self, extent: Extent, data: Option<Vec<u8>>) {
         let mut pieces = self.lock();
@@ -203,6 +208,7 @@ mod tests {
         for arrives in [true, false] {
             let pieces = Pieces::default();
             assert!(pieces.expect(extent(0, 1)) && !pieces.expect(extent(0, 1)));
+            assert!(pieces.has(extent(0, 1)) && !pieces.has(extent(0, 2)));
             thread::scope(|scope| {
                 let reader = scope.spawn(|| take(&pieces, extent(0, 1), BLOCK));
                 thread::sleep(Duration::from_millis(5));

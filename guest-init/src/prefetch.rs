@@ -35,13 +35,12 @@ pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, ready: Ready) -> std::io:
     thread::Builder::new().name("prefetch".into()).spawn(move || {
         let deadline = Instant::now() + BOOT;
         // A profile that cannot be had is none.
-        let Ok(profile) = objects.link().profile() else { return };
-        if profile.is_empty() {
-            return;
-        }
+        let profile = objects.link().profile().unwrap_or_default();
         let prefetch = Prefetch { objects, pages, ready, deadline };
-        prefetch.replay(&profile);
-        thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        if !profile.is_empty() {
+            prefetch.replay(&profile);
+            thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        }
         prefetch.objects.drop_ahead();
         prefetch.ready.clear();
     })?;

@@ -177,6 +177,22 @@ fn what_the_first_mount_read_is_there_before_the_second_asks() {
     assert_eq!(bench.entries().runs, 2);
 }
 
+#[test]
+fn a_scan_that_the_profile_knows_brings_nothing_twice() {
+    let bench = Bench::new();
+    let walk = |tree: &Path| {
+        for number in 0..FILES {
+            fs::read(small_file(tree, number)).unwrap();
+        }
+        fs::read(tree.join("large")).unwrap();
+    };
+    bench.mounted(|tree, _| walk(tree));
+    let ((), second) = bench.mounted(|tree, _| walk(tree));
+    let (fetched, content) = (second.sent_bytes - bench.metadata, FILES * SMALL + LARGE);
+    // But for leaves, the profile, and what is asked for in the same moment.
+    assert!(fetched < content + content / 20, "{fetched} bytes fetched of {content}");
+}
+
 fn watched(state: &ActivityState) -> u64 {
     state.counters.profile_bytes
 }

@@ -3,8 +3,8 @@
 //! Every sample starts with a fresh mount, so what a guest would cache is cold. `all-cold` drops the host's caches
 //! before; what follows it is `cold`, for then the workload's content is in the host's page cache; `warm` is
 //! the same workload again on the same mount. A sample during which the kernel took pages back is of neither state, and
-//! is taken again. Warm samples are short, and a machine's pace changes from one second to the next: so each follows one of
-//! the ceiling, which is mounted beside, and the ratio is that of such pairs.
+//! is taken again. A machine's pace changes from one second to the next: so each of these samples follows one of the
+//! ceiling, which is mounted beside, and the ratio is that of such pairs.
 
 mod bench_fs;
 mod composefs;
@@ -31,7 +31,7 @@ use super::report::{Cell, Report, cache};
 pub const PART: &str = "native";
 
 /// Warm samples of one mount: most are much shorter than what it takes to come to them.
-const WARM_SAMPLES: u32 = 5;
+const WARM_SAMPLES: u32 = 3;
 
 /// How often a sample is taken at most: on a machine that keeps taking pages back, the last one counts.
 const TRIES: u32 = 5;
@@ -141,31 +141,46 @@ impl<'a> Bench<'a> {
             report.about(PART, name, &format!("not run: {error:#}"));
             return Ok(());
         }
-        let cell = |cache, system| Cell::new(PART, title(PART, workload), cache, system);
+        let cell = |cache| Cell::new(PART, title(PART, workload), cache, name);
         if system.reads_disk() {
             drop_host_caches()?;
-            Tree::mount(system, &self.mountpoint, workload)?.run()?.add_to(report, &cell(cache::ALL_COLD, name));
+            Tree::mount(system, &self.mountpoint, workload)?.run()?.add_to(report, &cell(cache::ALL_COLD));
         }
-        let mut tree = None;
-        let cold = steady(report, &cell(cache::COLD, name), || {
-            tree = None;
-            Ok([tree.insert(Tree::mount(system, &self.mountpoint, workload)?).run()?])
-        })?;
-        cold.into_iter().for_each(|sample| sample.add_to(report, &cell(cache::COLD, name)));
-        let tree = tree.context("nothing was sampled")?;
         if name == composefs::NAME {
-            // It is sampled beside each of the others.
+            // The rest of it is sampled beside each of the others.
             return Ok(());
         }
-        let beside = Tree::mount(self.ceiling, &self.beside, workload)?;
-        beside.run()?;
+        let mut trees = None;
+        Self::pair(report, &cell(cache::COLD), || {
+            trees = None;
+            let beside = Tree::mount(self.ceiling, &self.beside, workload)?;
+            let ceiling = beside.run()?;
+            let tree = Tree::mount(system, &self.mountpoint, workload)?;
+            let sample = tree.run()?;
+            trees = Some((beside, tree));
+            Ok([ceiling, sample])
+        })?;
+        let (beside, tree) = trees.context("nothing was sampled")?;
         for _ in 0..WARM_SAMPLES {
-            let warm = cell(cache::WARM, name);
-            let [ceiling, sample] = steady(report, &warm, || Ok([beside.run()?, tree.run()?]))?;
-            report.pair(&warm, sample.seconds / ceiling.seconds);
-            ceiling.add_to(report, &cell(cache::WARM, composefs::NAME));
-            sample.add_to(report, &warm);
+            Self::pair(report, &cell(cache::WARM), || Ok([beside.run()?, tree.run()?]))?;
         }
+        Ok(())
+    }
+
+    /// Takes a sample of the ceiling and one for `cell`, again until the caches stay what they are said to be.
+    fn pair(report: &mut Report, cell: &Cell, mut take: impl FnMut() -> Result<[Sample; 2]>) -> Result<()> {
+        let mut pair = take()?;
+        for _ in 1..TRIES {
+            if pair.iter().all(|sample| sample.caches_stayed) {
+                break;
+            }
+            report.retake(cell);
+            pair = take()?;
+        }
+        let [ceiling, sample] = pair;
+        report.pair(cell, sample.seconds / ceiling.seconds);
+        ceiling.add_to(report, &Cell { system: composefs::NAME.into(), ..cell.clone() });
+        sample.add_to(report, cell);
         Ok(())
     }
 }
@@ -189,22 +204,6 @@ impl<'a> Tree<'a> {
         let fetched = self.mounted.fetched().zip(before).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
         Ok(Sample { seconds, processor, fetched, caches_stayed })
     }
-}
-
-/// Takes samples, of `cell` or beside it, again until the caches stay what they are said to be.
-fn steady<const N: usize>(
-    report: &mut Report,
-    cell: &Cell,
-    mut take: impl FnMut() -> Result<[Sample; N]>,
-) -> Result<[Sample; N]> {
-    for _ in 1..TRIES {
-        let samples = take()?;
-        if samples.iter().all(|sample| sample.caches_stayed) {
-            return Ok(samples);
-        }
-        report.retake(cell);
-    }
-    take()
 }
 
 /// What one run of a workload took.

@@ -1,0 +1,80 @@
+//! Which blocks of large objects the kernel has asked for: what is fetched ahead need not bring them again.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
+
+use lazyroot_proto::reads::Extent;
+
+/// See the module.
+pub struct Asked {
+    /// A bit for each block, by position; `None` once nobody wants to know.
+    blocks: Mutex<Option<HashMap<u32, Vec<u64>>>>,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self { blocks: Mutex::new(Some(HashMap::new())) }
+    }
+}
+
+impl Asked {
+    /// The kernel asks for `extent`, which lies inside of its object.
+    pub fn mark(&self, extent: Extent) {
+        if let Some(blocks) = &mut *self.lock() {
+            let bits = blocks.entry(extent.position).or_default();
+            for (word, mask) in words(extent) {
+                if bits.len() <= word {
+                    bits.resize(word + 1, 0);
+                }
+                bits[word] |= mask;
+            }
+        }
+    }
+
+    /// Whether the kernel has asked for all of `extent`.
+    pub fn all(&self, extent: Extent) -> bool {
+        let blocks = self.lock();
+        let Some(bits) = blocks.as_ref().and_then(|blocks| blocks.get(&extent.position)) else { return false };
+        words(extent).all(|(word, mask)| bits.get(word).is_some_and(|bits| bits & mask == mask))
+    }
+
+    /// Forgets everything, and takes nothing down any more.
+    pub fn close(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u32, Vec<u64>>>> {
+        self.blocks.lock().expect("no panic under the lock")
+    }
+}
+
+/// Where the bits of an extent's blocks are: a word, and a mask in it.
+fn words(extent: Extent) -> impl Iterator<Item = (usize, u64)> {
+    let blocks = u64::from(extent.block)..u64::from(extent.block) + u64::from(extent.blocks);
+    let bits = u64::from(u64::BITS);
+    (blocks.start / bits..blocks.end.div_ceil(bits)).map(move |word| {
+        let (first, end) = (blocks.start.max(word * bits), blocks.end.min((word + 1) * bits));
+        (word as usize, u64::MAX >> (bits - (end - first)) << (first % bits))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_were_asked_for_are_known_and_no_others() {
+        let asked = Asked::default();
+        let extent = |block, blocks| Extent { position: 7, block, blocks };
+        assert!(!asked.all(extent(0, 1)));
+        asked.mark(extent(60, 8));
+        asked.mark(extent(68, 190));
+        for (block, blocks, all) in [(60, 198, true), (64, 64, true), (59, 2, false), (257, 1, true), (257, 2, false)] {
+            assert_eq!(asked.all(extent(block, blocks)), all, "{blocks} at {block}");
+        }
+        assert!(!asked.all(Extent { position: 8, ..extent(60, 1) }));
+        asked.close();
+        asked.mark(extent(0, 1));
+        assert!(!asked.all(extent(0, 1)) && !asked.all(extent(60, 1)));
+    }
+}
