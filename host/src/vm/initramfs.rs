@@ -4,8 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::{Algorithm, verity};
+use object::Object;
 
 use super::arch::Arch;
 use super::kernel::Kernel;
@@ -66,6 +67,11 @@ pub fn build(home: &Home, kernel: &Kernel, guest_init: &Path, features: &[Featur
     if path.exists() {
         return Ok(path);
     }
+    ensure!(
+        is_static(&init),
+        "{} needs shared libraries, which an initramfs has not: 'make build' links one that does not",
+        guest_init.display()
+    );
     let packed = pack(&init, &kernel.modules(features)?);
     // Written under another name: a half-written image is never booted.
     let mut file = tempfile::NamedTempFile::new_in(&cache)?;
@@ -73,6 +79,11 @@ pub fn build(home: &Home, kernel: &Kernel, guest_init: &Path, features: &[Featur
     file.persist(&path).with_context(|| format!("cannot make {}", path.display()))?;
     prune(&cache)?;
     Ok(path)
+}
+
+/// Whether a program starts by itself, with no dynamic linker.
+fn is_static(elf: &[u8]) -> bool {
+    object::File::parse(elf).is_ok_and(|elf| elf.section_by_name(".interp").is_none())
 }
 
 /// Removes all but the newest images.
@@ -160,6 +171,13 @@ impl Cpio {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn an_init_that_needs_a_dynamic_linker_is_refused() {
+        assert!(!is_static(&fs::read("/proc/self/exe").unwrap()), "as tests do");
+        assert!(!is_static(b"#!/bin/sh"));
+    }
 
     #[test]
     fn an_archive_is_laid_out_as_the_kernel_reads_it() {

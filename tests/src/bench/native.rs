@@ -3,8 +3,8 @@
 //! Every sample starts with a fresh mount, so what a guest would cache is cold. `all-cold` drops the host's caches
 //! before; what follows it is `cold`, for then the workload's content is in the host's page cache; `warm` is
 //! the same workload again on the same mount. A sample during which the kernel took pages back is of neither state, and
-//! is taken again. A machine's pace changes from one second to the next: so each of these samples follows one of the
-//! ceiling, which is mounted beside, and the ratio is that of such pairs.
+//! is taken again. A machine's pace changes from one second to the next: so each of these samples comes with one of the
+//! ceiling, which is mounted beside, in either order, and the ratio is that of such pairs.
 
 mod bench_fs;
 mod composefs;
@@ -155,16 +155,18 @@ impl<'a> Bench<'a> {
         let mut trees = None;
         Self::pair(report, &cell(cache::COLD), || {
             trees = None;
-            let beside = Tree::mount(self.ceiling, &self.beside, workload)?;
-            let ceiling = beside.run()?;
-            let tree = Tree::mount(system, &self.mountpoint, workload)?;
-            let sample = tree.run()?;
+            let both = in_either_order(
+                || Tree::mount(self.ceiling, &self.beside, workload).and_then(Tree::sampled),
+                || Tree::mount(system, &self.mountpoint, workload).and_then(Tree::sampled),
+            );
+            let ((beside, ceiling), (tree, sample)) = both?;
             trees = Some((beside, tree));
             Ok([ceiling, sample])
         })?;
         let (beside, tree) = trees.context("nothing was sampled")?;
         for _ in 0..WARM_SAMPLES {
-            Self::pair(report, &cell(cache::WARM), || Ok([beside.run()?, tree.run()?]))?;
+            let take = || in_either_order(|| beside.run(), || tree.run()).map(<[Sample; 2]>::from);
+            Self::pair(report, &cell(cache::WARM), take)?;
         }
         Ok(())
     }
@@ -199,6 +201,12 @@ impl<'a> Tree<'a> {
         Ok(Self { at, workload, mounted: system.mount(at, workload)? })
     }
 
+    /// With its first sample.
+    fn sampled(self) -> Result<(Self, Sample)> {
+        let sample = self.run()?;
+        Ok((self, sample))
+    }
+
     fn run(&self) -> Result<Sample> {
         let (before, busy, watch) = (self.mounted.fetched(), processor_time_of_all()?, Watch::start()?);
         let seconds = run_workload(self.at, self.workload)?;
@@ -206,6 +214,16 @@ impl<'a> Tree<'a> {
         let fetched = self.mounted.fetched().zip(before).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
         Ok(Sample { seconds, processor, fetched, caches_stayed })
     }
+}
+
+/// Does both, in an order left to chance: which comes first must favour neither.
+fn in_either_order<A, B>(first: impl FnOnce() -> Result<A>, second: impl FnOnce() -> Result<B>) -> Result<(A, B)> {
+    if fastrand::bool() {
+        let one = first()?;
+        return Ok((one, second()?));
+    }
+    let other = second()?;
+    Ok((first()?, other))
 }
 
 /// What one run of a workload took.
