@@ -32,9 +32,10 @@ impl Stamp {
         Self { inode: meta.ino(), seconds: meta.ctime(), nanoseconds: meta.ctime_nsec() as u32 }
     }
 
-    /// Whether the file was made or written at or after the moment of `other`.
-    pub(super) fn is_since(&self, other: &Stamp) -> bool {
-        (self.seconds, self.nanoseconds) >= (other.seconds, other.nanoseconds)
+    /// Whether the file was made or written after the moment of `other`. Times are as coarse as the kernel's tick
+    /// (1 to 10 ms): a file with the very time of `other` may have been written shortly before it.
+    pub(super) fn is_after(&self, other: &Stamp) -> bool {
+        (self.seconds, self.nanoseconds) > (other.seconds, other.nanoseconds)
     }
 
     fn to_bytes(self) -> [u8; ENTRY] {

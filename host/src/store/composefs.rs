@@ -397,7 +397,7 @@ struct ImportState {
     as_before: bool,
 }
 
-/// Looks at all objects of an image that was imported since `begin`. What was written since then was hashed on the
+/// Looks at all objects of an image that was imported since `begin`. What was written after that was hashed on the
 /// way; what was there before is hashed now, unless it was before and did not change since.
 fn check_import(
     store: &Store,
@@ -428,7 +428,7 @@ fn check_import(
             }
         };
         let stamp = Stamp::of(&meta);
-        let trusted = stamp.is_since(begin) || rehash == Rehash::Changed && known.get(position) == Some(&stamp);
+        let trusted = stamp.is_after(begin) || rehash == Rehash::Changed && known.get(position) == Some(&stamp);
         if !trusted {
             doubtful.push((id, size, stamp));
         }
