@@ -13,6 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lazyroot::vm::accel::Accelerator;
 use lazyroot::vm::arch::Arch;
 use lazyroot::vm::{end_with_parent, qemu};
 use serde_json::{Value, json};
@@ -101,7 +102,7 @@ fn qemu_arguments(line: &CommandLine, dir: &Path) -> Result<Vec<String>> {
         ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(str::to_owned).into();
     let mut add = |words: [&str; 2]| arguments.extend(words.map(str::to_owned));
     add(["-M", &format!("{},memory-backend=mem", qemu::machine(arch))]);
-    add(["-cpu", if arch == Arch::X86_64 { "max" } else { "cortex-a57" }]);
+    add(["-cpu", Accelerator::Tcg.cpu(arch)]);
     add(["-accel", "tcg"]);
     add(["-smp", &line.cpus.to_string()]);
     add(["-m", &memory]);
