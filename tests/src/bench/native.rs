@@ -31,10 +31,10 @@ use super::report::{Cell, Report, cache};
 pub const PART: &str = "native";
 
 /// Warm samples of one mount: most are much shorter than what it takes to come to them.
-const WARM_SAMPLES: u32 = 3;
+const WARM_SAMPLES: u32 = 5;
 
-/// How often a sample is taken at most: on a machine that keeps taking pages back, the last one counts.
-const TRIES: u32 = 3;
+/// How often a sample is taken at most; a round goes without it on a machine that takes pages back from each.
+const TRIES: u32 = 8;
 
 /// Payload bytes and requests.
 type Fetched = (u64, u64);
@@ -144,14 +144,15 @@ impl<'a> Bench<'a> {
         let cell = |cache| Cell::new(PART, title(PART, workload), cache, name);
         if system.reads_disk() {
             drop_host_caches()?;
-            Tree::mount(system, &self.mountpoint, workload)?.run()?.add_to(report, &cell(cache::ALL_COLD));
+            let tree = Tree::mount(system, &self.mountpoint, workload)?;
+            tree.run(cache::ALL_COLD)?.add_to(report, &cell(cache::ALL_COLD));
         }
         if name == composefs::NAME {
             // The rest of it is sampled beside each of the others.
             return Ok(());
         }
         // The store's content is in the host's page cache from here on, as the state says.
-        Tree::mount(self.ceiling, &self.beside, workload)?.run()?;
+        Tree::mount(self.ceiling, &self.beside, workload)?.run(cache::COLD)?;
         let mut trees = None;
         Self::pair(report, &cell(cache::COLD), || {
             trees = None;
@@ -165,7 +166,8 @@ impl<'a> Bench<'a> {
         })?;
         let (beside, tree) = trees.context("nothing was sampled")?;
         for _ in 0..WARM_SAMPLES {
-            let take = || in_either_order(|| beside.run(), || tree.run()).map(<[Sample; 2]>::from);
+            let take =
+                || in_either_order(|| beside.run(cache::WARM), || tree.run(cache::WARM)).map(<[Sample; 2]>::from);
             Self::pair(report, &cell(cache::WARM), take)?;
         }
         Ok(())
@@ -173,18 +175,16 @@ impl<'a> Bench<'a> {
 
     /// Takes a sample of the ceiling and one for `cell`, again until the caches stay what they are said to be.
     fn pair(report: &mut Report, cell: &Cell, mut take: impl FnMut() -> Result<[Sample; 2]>) -> Result<()> {
-        let mut pair = take()?;
-        for _ in 1..TRIES {
-            if pair.iter().all(|sample| sample.caches_stayed) {
+        for _ in 0..TRIES {
+            let [ceiling, sample] = take()?;
+            if ceiling.caches_stayed && sample.caches_stayed {
+                report.pair(cell, sample.seconds / ceiling.seconds);
+                ceiling.add_to(report, &Cell { system: composefs::NAME.into(), ..cell.clone() });
+                sample.add_to(report, cell);
                 break;
             }
             report.retake(cell);
-            pair = take()?;
         }
-        let [ceiling, sample] = pair;
-        report.pair(cell, sample.seconds / ceiling.seconds);
-        ceiling.add_to(report, &Cell { system: composefs::NAME.into(), ..cell.clone() });
-        sample.add_to(report, cell);
         Ok(())
     }
 }
@@ -203,13 +203,13 @@ impl<'a> Tree<'a> {
 
     /// With its first sample.
     fn sampled(self) -> Result<(Self, Sample)> {
-        let sample = self.run()?;
+        let sample = self.run(cache::COLD)?;
         Ok((self, sample))
     }
 
-    fn run(&self) -> Result<Sample> {
+    fn run(&self, cache: &str) -> Result<Sample> {
         let (before, busy, watch) = (self.mounted.fetched(), processor_time_of_all()?, Watch::start()?);
-        let seconds = run_workload(self.at, self.workload)?;
+        let seconds = run_workload(self.at, self.workload, cache)?;
         let (caches_stayed, processor) = (watch.caches_stayed()?, processor_time_of_all()? - busy);
         let fetched = self.mounted.fetched().zip(before).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
         Ok(Sample { seconds, processor, fetched, caches_stayed })
@@ -242,11 +242,15 @@ impl Sample {
     }
 }
 
-/// Runs a workload on the tree mounted at a folder; what it took in seconds.
-fn run_workload(at: &Path, workload: &str) -> Result<f64> {
+/// Runs a workload on the tree mounted at a folder, with the caches in this state; what it took in seconds.
+fn run_workload(at: &Path, workload: &str, cache: &str) -> Result<f64> {
     // The compiler writes there; mounts are read-only.
     let _scratch = (workload == "gcc").then(|| Scratch::mount(at.join("tmp"))).transpose()?;
-    let output = Command::new("bash").args(["-c", SCRIPT, "workloads.sh", "mounted"]).arg(at).arg(workload).output()?;
+    let output = Command::new("bash")
+        .args(["-c", SCRIPT, "workloads.sh", "mounted"])
+        .arg(at)
+        .args([workload, cache])
+        .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
     let said = str::from_utf8(&output.stdout)?;
     let nanoseconds = said.split_ascii_whitespace().nth(3).and_then(|word| word.parse::<f64>().ok());

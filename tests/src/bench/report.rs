@@ -105,7 +105,7 @@ impl Samples {
 
     /// What is to be known about them.
     fn remarks(&self) -> Vec<String> {
-        let retaken = (self.retaken > 0).then(|| format!("{} more were taken again", self.retaken));
+        let retaken = (self.retaken > 0).then(|| format!("{} more were thrown away", self.retaken));
         self.notes.iter().cloned().chain(retaken).collect()
     }
 }

@@ -15,6 +15,7 @@ use lazyroot::store::{Image, ObjectSource, Profile, ProfileFile};
 use super::mounted::Served;
 use super::{Fetched, Inputs, Mounted, System, run_workload};
 use crate::bench::inputs::IMAGE;
+use crate::bench::report::cache;
 use crate::given;
 
 /// How long a server may take to write down what a guest has read, and a profile to come.
@@ -89,7 +90,7 @@ impl System for WithProfile {
         }
         self.file.remove()?;
         let Lazy { _mount, server } = mount(self.serving.start(Some(self.file.clone()))?, at)?;
-        run_workload(at, workload)?;
+        run_workload(at, workload, cache::COLD)?;
         drop(_mount);
         let begin = Instant::now();
         let profile = loop {
