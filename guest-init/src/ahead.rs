@@ -1,9 +1,10 @@
-//! Batches of a scan, put into the kernel's page cache before the program gets there.
+//! Batches of a scan, put where the program finds them before it gets there.
 //!
 //! A program that reads one small file after the other waits for two things: for the bytes, and for threads to wake
-//! each other, which costs more than the bytes do. So a scan's batches are fetched, verified and stored in the page
-//! cache by a thread of their own, the kernel is told of all objects' inodes at once, and the program then runs
-//! through a whole batch without a single request. It stops at the first object of each, which is kept back: answering
+//! each other, which costs more than the bytes do. So a scan's batches are fetched, verified and put by a thread of their own
+//! into the layer ahead of this one ([`crate::ready`]), as long as that is open and there is memory for it, and then into the
+//! page cache, for which the kernel is told of all objects' inodes at once. The program then runs through a whole batch without
+//! a single request. It stops at the first object of each, which is kept back: answering
 //! that lets the next batch come, and never more than one.
 //!
 //! What is too large for a batch comes as a run ([`crate::runs`]), in a thread of its own: neither waits for the other.
@@ -21,6 +22,7 @@ use rustix::fs::{Mode, OFlags, RawDir, inotify};
 
 use crate::objects::{Objects, Run};
 use crate::pages::Pages;
+use crate::ready::Ready;
 use crate::recorder::Stopwatch;
 
 /// How long a program that has reached a batch is made to wait for the rest of it. Waking it once is cheaper than
@@ -33,7 +35,7 @@ const MAX_LISTED: usize = 1 << 15;
 
 /// What is on its way ahead of the programs that read it.
 pub struct Scans {
-    /// The objects at these positions go into the page cache.
+    /// The objects at these positions are to be found.
     batches: Sender<Range<u32>>,
     /// Ranges of large objects, to be there and checked when they are read.
     runs: Sender<Run>,
@@ -47,20 +49,25 @@ struct Pending {
 }
 
 impl Scans {
-    /// Starts the threads that fill `pages`. `layer` lists the data layer, if it can be listed.
-    pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, layer: Option<Layer>) -> std::io::Result<Self> {
+    /// Starts the threads that fill `ready` and `pages`. `layer` lists the data layer, if it can be listed.
+    pub fn start(
+        objects: Arc<Objects>,
+        pages: Arc<Pages>,
+        layer: Option<Layer>,
+        ready: Arc<Ready>,
+    ) -> std::io::Result<Self> {
         let (batches, batches_asked) = mpsc::channel();
         let (runs, runs_asked) = mpsc::channel();
         let pending = Arc::<Pending>::default();
         let runner = objects.clone();
-        let filler = Filler { objects, pages, layer, pending: pending.clone() };
+        let filler = Filler { objects, pages, layer, ready, pending: pending.clone() };
         thread::Builder::new().name("ahead".into()).spawn(move || filler.run(&batches_asked))?;
         let receive = move || runs_asked.into_iter().for_each(|run| runner.receive_run(run));
         thread::Builder::new().name("runs".into()).spawn(receive)?;
         Ok(Self { batches, runs, pending })
     }
 
-    /// Fills the page cache with the objects at these positions, which were asked for.
+    /// Puts the objects at these positions, which were asked for, where programs find them.
     pub fn fill(&self, batch: Range<u32>) {
         self.pending.lock().push(batch.clone());
         // Fails only if the thread ended, which it does with us.
@@ -74,7 +81,7 @@ impl Scans {
         }
     }
 
-    /// Waits a moment for the batch to be in the page cache.
+    /// Waits a moment for the batch to be there.
     pub fn hold_for(&self, batch: &Range<u32>) {
         let filled = |batches: &mut Vec<Range<u32>>| batches.contains(batch);
         let _ = self.pending.done.wait_timeout_while(self.pending.lock(), HOLD, filled);
@@ -91,6 +98,7 @@ struct Filler {
     objects: Arc<Objects>,
     pages: Arc<Pages>,
     layer: Option<Layer>,
+    ready: Arc<Ready>,
     pending: Arc<Pending>,
 }
 
@@ -102,23 +110,52 @@ impl Filler {
     }
 
     fn fill(&mut self, batch: &Range<u32>) {
-        if let Some(layer) = self.layer.take()
-            && self.objects.index().entries().len() <= MAX_LISTED
-        {
-            // In a thread of its own: whoever answers the listing may have to wait for us.
-            let _ = thread::Builder::new().name("list".into()).spawn(move || layer.list());
-        }
         // The first is kept back.
         for position in batch.clone().skip(1) {
             let stopwatch = Stopwatch::start();
             if let Some(Ok(content)) = self.objects.receive_small(position, Origin::Neighbour)
-                && self.pages.store(position, 0, &content)
+                && self.give(position, &content)
             {
                 self.objects.stored_ahead(position, stopwatch);
             }
         }
         self.pending.lock().retain(|other| other != batch);
         self.pending.done.notify_all();
+    }
+
+    /// Puts an object where a program finds it. `false` if the kernel has no use for it.
+    fn give(&mut self, position: u32, content: &[u8]) -> bool {
+        // One that the kernel knows a program has opened from the data layer, and nowhere else.
+        if !self.pages.knows(position) {
+            if self.make_ready(position, content) {
+                return true;
+            }
+            self.list();
+        }
+        self.pages.store(position, 0, content)
+    }
+
+    /// Puts an object into the layer ahead, where it is opened faster than from FUSE, while there is memory for that.
+    fn make_ready(&self, position: u32, content: &[u8]) -> bool {
+        let (budget, index) = (self.objects.budget(), self.objects.index());
+        if !budget.take_if_there(content.len()) {
+            return false;
+        }
+        let made = index.get(position).is_some_and(|(id, _)| self.ready.put(&id, content).is_ok());
+        if !made {
+            budget.give_back(content.len());
+        }
+        made
+    }
+
+    /// Makes the kernel know all objects, once.
+    fn list(&mut self) {
+        if let Some(layer) = self.layer.take()
+            && self.objects.index().entries().len() <= MAX_LISTED
+        {
+            // In a thread of its own: whoever answers the listing may have to wait for us.
+            let _ = thread::Builder::new().name("list".into()).spawn(move || layer.list());
+        }
     }
 }
 

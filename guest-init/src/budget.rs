@@ -25,6 +25,14 @@ impl Budget {
         !outcome.timed_out()
     }
 
+    /// Takes `bytes` if they fit; whether they did.
+    pub fn take_if_there(&self, bytes: usize) -> bool {
+        let mut taken = self.taken.lock().expect("no panic under the lock");
+        let fits = *taken + bytes <= self.bytes;
+        *taken += if fits { bytes } else { 0 };
+        fits
+    }
+
     /// Takes `bytes`.
     pub fn take(&self, bytes: usize) {
         *self.taken.lock().expect("no panic under the lock") += bytes;
@@ -53,6 +61,8 @@ mod tests {
         assert!(budget.wait_for(1000, soon()), "what never fits is not waited for");
         budget.take(60);
         assert!(budget.wait_for(40, soon()) && !budget.wait_for(41, soon()));
+        assert!(!budget.take_if_there(41) && budget.take_if_there(40), "all is taken");
+        budget.give_back(40);
         thread::scope(|scope| {
             let waiter = scope.spawn(|| budget.wait_for(41, Instant::now() + Duration::from_secs(60)));
             thread::sleep(Duration::from_millis(5));

@@ -100,7 +100,7 @@ impl Serving {
     ///
     /// # Errors
     /// If the system has no thread for it.
-    pub fn replay_profile(&self, ready: Ready) -> io::Result<()> {
+    pub fn replay_profile(&self, ready: Arc<Ready>) -> io::Result<()> {
         prefetch::start(self.objects.clone(), self.pages.clone(), ready)
     }
 
@@ -109,8 +109,8 @@ impl Serving {
     ///
     /// # Errors
     /// If the system has no thread for it.
-    pub fn read_ahead(&self, layer: Option<Layer>) -> io::Result<()> {
-        let scans = Scans::start(self.objects.clone(), self.pages.clone(), layer)?;
+    pub fn read_ahead(&self, layer: Option<Layer>, ready: Arc<Ready>) -> io::Result<()> {
+        let scans = Scans::start(self.objects.clone(), self.pages.clone(), layer, ready)?;
         // There is nobody else who sets it.
         let _ = self.scans.set(scans);
         Ok(())

@@ -114,7 +114,8 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     let ready_layer = workdir.layer("ready")?;
     rustix::mount::mount("lazyroot", &ready_layer, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
         .context("cannot mount a tmpfs for what is read ahead")?;
-    serving.replay_profile(Ready::open(&ready_layer)?).context("cannot start a thread")?;
+    let ready = Arc::new(Ready::open(&ready_layer)?);
+    serving.replay_profile(ready.clone()).context("cannot start a thread")?;
 
     let upper_layer = match &upper {
         Upper::None => None,
@@ -140,7 +141,7 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     // Best effort: without it scans are slower.
     let layer = Layer::open(&data_layer, target).ok();
     drop(workdir);
-    serving.read_ahead(layer).context("cannot start a thread")?;
+    serving.read_ahead(layer, ready).context("cannot start a thread")?;
     serving.store_manifest().context("cannot start a thread")?;
     Ok(Mounted { serving, upper })
 }

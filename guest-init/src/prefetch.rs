@@ -31,16 +31,14 @@ const LIST_BYTES: u64 = 256 << 10;
 ///
 /// # Errors
 /// If the system has no thread for it.
-pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, ready: Ready) -> std::io::Result<()> {
+pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, ready: Arc<Ready>) -> std::io::Result<()> {
     thread::Builder::new().name("prefetch".into()).spawn(move || {
         let deadline = Instant::now() + BOOT;
         // A profile that cannot be had is none.
         let profile = objects.link().profile().unwrap_or_default();
         let prefetch = Prefetch { objects, pages, ready, deadline };
-        if !profile.is_empty() {
-            prefetch.replay(&profile);
-            thread::sleep(deadline.saturating_duration_since(Instant::now()));
-        }
+        prefetch.replay(&profile);
+        thread::sleep(deadline.saturating_duration_since(Instant::now()));
         prefetch.objects.drop_ahead();
         prefetch.ready.clear();
     })?;
@@ -50,7 +48,7 @@ pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, ready: Ready) -> std::io:
 struct Prefetch {
     objects: Arc<Objects>,
     pages: Arc<Pages>,
-    ready: Ready,
+    ready: Arc<Ready>,
     deadline: Instant,
 }
 

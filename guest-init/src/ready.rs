@@ -1,8 +1,8 @@
 //! A data layer in memory, ahead of the FUSE layer: objects that are here are read without any request.
 //!
 //! overlayfs looks for an object here first when a file is opened. Its memory cannot be taken back by the kernel while a
-//! file is known to it, so only a budget's worth goes here, and after the boot the names are removed: what no program has
-//! opened is free then, and the rest once the kernel forgets the files.
+//! file is known to it, so only a budget's worth goes here, and after the boot the names are removed, and nothing comes any
+//! more: what no program has opened is free then, and the rest once the kernel forgets the files.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,8 +15,8 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 /// See the module.
 pub struct Ready {
     layer: OwnedFd,
-    /// What is here.
-    names: Mutex<Vec<String>>,
+    /// What is here; `None` once it was cleared.
+    names: Mutex<Option<Vec<String>>>,
 }
 
 impl Ready {
@@ -26,14 +26,17 @@ impl Ready {
     /// If it cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { layer: rustix::fs::open(path, flags, Mode::empty())?, names: Mutex::default() })
+        Ok(Self { layer: rustix::fs::open(path, flags, Mode::empty())?, names: Mutex::new(Some(Vec::new())) })
     }
 
     /// Puts an object here. Nobody sees half of one.
     ///
     /// # Errors
-    /// If there is no memory for it, or it is here already.
+    /// If there is no memory for it, it is here already, or the layer was cleared.
     pub fn put(&self, id: &ObjectId, content: &[u8]) -> io::Result<()> {
+        if self.names.lock().expect("no panic under the lock").is_none() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let name = id.object_path();
         let folder = name.split_once('/').map_or(".", |(folder, _)| folder);
         let unnamed = |folder| {
@@ -53,13 +56,20 @@ impl Ready {
             rest = &rest[written..];
         }
         rustix::fs::linkat(&file, "", &self.layer, &name, AtFlags::EMPTY_PATH)?;
-        self.names.lock().expect("no panic under the lock").push(name);
+        match self.names.lock().expect("no panic under the lock").as_mut() {
+            Some(names) => names.push(name),
+            None => {
+                // Cleared meanwhile.
+                let _ = rustix::fs::unlinkat(&self.layer, name, AtFlags::empty());
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+        }
         Ok(())
     }
 
     /// Removes everything; what programs have opened stays theirs.
     pub fn clear(&self) {
-        for name in std::mem::take(&mut *self.names.lock().expect("no panic under the lock")) {
+        for name in self.names.lock().expect("no panic under the lock").take().unwrap_or_default() {
             let _ = rustix::fs::unlinkat(&self.layer, name, AtFlags::empty());
         }
     }
@@ -82,5 +92,6 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"content");
         ready.clear();
         assert!(!path.exists());
+        assert!(ready.put(&id, b"content").is_err(), "nothing comes any more");
     }
 }
