@@ -104,7 +104,7 @@ impl Serving {
         prefetch::start(self.objects.clone(), self.pages.clone(), ready)
     }
 
-    /// From here on scans are recognised and their objects brought into the page cache ahead of the program, with the
+    /// From here on scans are recognised and their objects put where programs find them ahead of the program, with the
     /// help of `layer`, where the kernel sees this data layer.
     ///
     /// # Errors

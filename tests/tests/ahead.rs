@@ -146,6 +146,20 @@ fn a_walk_through_many_small_files_asks_for_few_of_them_one_by_one() {
     assert!(alone.all(|read| read.extent.block < 64) && large.len() > 10, "{large:?}");
 }
 
+/// Later than that, files go to the page cache and no more to the layer in memory.
+#[test]
+fn a_walk_after_the_minute_of_a_boot_still_brings_its_files_along() {
+    let bench = Bench::new();
+    let ((), state) = bench.mounted(|tree, _| {
+        thread::sleep(Duration::from_secs(62));
+        for number in 0..FILES {
+            assert_eq!(fs::read(small_file(tree, number)).unwrap(), bench.small(number).0, "file {number}");
+        }
+    });
+    assert!(state.requests < FILES + 100, "{} objects sent for {FILES}", state.requests);
+    assert!(state.counters.neighbour_bytes > SMALL * FILES / 2);
+}
+
 #[test]
 fn random_reads_bring_nothing_along() {
     let bench = Bench::new();
