@@ -9,6 +9,7 @@ pub mod exec;
 pub mod frame;
 pub mod id;
 pub mod index;
+mod lanes;
 pub mod peer;
 pub mod reads;
 pub mod service;

@@ -7,7 +7,7 @@
 
 use ring::digest::{SHA256, SHA512};
 
-use crate::{Algorithm, ObjectId};
+use crate::{Algorithm, ObjectId, lanes};
 
 /// The Merkle tree's block size in bytes; the last block of an object is hashed zero-padded to it.
 pub const BLOCK: usize = 4096;
@@ -22,7 +22,10 @@ fn hash(algorithm: Algorithm, data: &[u8]) -> ring::digest::Digest {
 }
 
 /// Appends the hash of every 4 KiB block of `data` to `leaves`; a last partial block counts as zero-padded.
-fn hash_blocks(algorithm: Algorithm, data: &[u8], leaves: &mut Vec<u8>) {
+fn hash_blocks(algorithm: Algorithm, mut data: &[u8], leaves: &mut Vec<u8>) {
+    if algorithm == Algorithm::Sha256 {
+        data = &data[lanes::hash_blocks(data, leaves)..];
+    }
     for block in data.chunks(BLOCK) {
         if block.len() == BLOCK {
             leaves.extend_from_slice(hash(algorithm, block).as_ref());
@@ -93,21 +96,9 @@ pub fn range_matches(algorithm: Algorithm, leaves: &[u8], offset: u64, data: &[u
     else {
         return false;
     };
-    let mut expected = leaves.get(first..).unwrap_or_default().chunks_exact(digest_len);
-    let mut padded;
-    for block in data.chunks(BLOCK) {
-        let block = if block.len() == BLOCK {
-            block
-        } else {
-            padded = [0; BLOCK];
-            padded[..block.len()].copy_from_slice(block);
-            &padded
-        };
-        if expected.next() != Some(hash(algorithm, block).as_ref()) {
-            return false;
-        }
-    }
-    true
+    let mut found = Vec::with_capacity(leaves_len(algorithm, data.len() as u64) as usize);
+    hash_blocks(algorithm, data, &mut found);
+    leaves.get(first..).is_some_and(|expected| expected.starts_with(&found))
 }
 
 /// Computes leaves from data that arrives in pieces of any length, as when an object is read from disk.
