@@ -50,8 +50,9 @@ impl Accelerator {
             (Self::Kvm, _) => "host",
             // The translator runs `rep movsb` and `rep stosb` byte by byte. Where a CPU calls them fast, Linux and glibc copy with
             // nothing else: a boot takes a seventh longer. It calls a function for each SHA instruction, which takes five times
-            // as long as hashing with any others.
-            (Self::Tcg, Arch::X86_64) => "max,-erms,-fsrm,-sha-ni",
+            // as long as hashing with any others; and a block of its translation ends wherever the kernel lets itself
+            // into a program's memory and out again, as it does with SMAP.
+            (Self::Tcg, Arch::X86_64) => "max,-erms,-fsrm,-sha-ni,-smap",
             // `max` computes pointer authentication in software: a slower boot, and nothing that a guest needs.
             (Self::Tcg, Arch::Aarch64) => "cortex-a57",
         }
