@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazyroot_proto::frame::FrameError;
-use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::timeout;
 
+use super::stream::{BoxStream, Sink, Source};
 use super::wire::read_request;
-use super::{BoxStream, write_frame};
+use super::write_frame;
 
 /// How long the other end may take to make room for a reply. One that is paused for longer loses its connection, and
 /// asks again on a new one.
@@ -19,20 +19,20 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The receiving half.
 pub(super) struct Requests {
-    reader: ReadHalf<BoxStream>,
+    reader: Source,
     outbox: Arc<Outbox>,
 }
 
 /// The sending half.
 pub(super) struct Outbox {
-    writer: Mutex<WriteHalf<BoxStream>>,
+    writer: Mutex<Sink>,
     /// Told when a reply could not be sent.
     broken: Notify,
 }
 
 /// Takes a stream apart.
 pub(super) fn split(stream: BoxStream) -> (Requests, Arc<Outbox>) {
-    let (reader, writer) = tokio::io::split(stream);
+    let (reader, writer) = stream.halves();
     let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
     (Requests { reader, outbox: outbox.clone() }, outbox)
 }
@@ -69,7 +69,7 @@ impl Outbox {
     }
 
     /// To send something in pieces that nothing may come in between of.
-    pub(super) async fn writer(&self) -> MutexGuard<'_, WriteHalf<BoxStream>> {
+    pub(super) async fn writer(&self) -> MutexGuard<'_, Sink> {
         self.writer.lock().await
     }
 

@@ -4,24 +4,17 @@ use std::fmt;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::frame::DEFAULT_PORT;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
+
+use super::BoxStream;
 
 /// The longest path that fits a unix socket's address on every system (104 bytes on macOS, 108 on Linux, both
 /// with a final NUL), in bytes.
 pub const MAX_SOCKET_PATH: usize = 103;
-
-/// A byte stream to a guest.
-pub type BoxStream = Pin<Box<dyn Duplex>>;
-
-/// Both directions of a byte stream.
-pub trait Duplex: AsyncRead + AsyncWrite + Send {}
-impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,8 @@
 //! is handed to a thread that may, so that replies come in any order and a slow object delays nobody.
 //!
 //! Replies from the page cache pass through a small piece of memory: a thousand guests that read a mebibyte each would
-//! otherwise take a gibibyte, and what stays in a processor's cache between being read and sent is faster too.
+//! otherwise take a gibibyte, and what stays in a processor's cache between being read and sent is faster too. A unix socket
+//! takes pages of the page cache themselves, which is faster still: all but the first piece goes so.
 
 use std::io;
 use std::sync::Arc;
@@ -257,7 +258,16 @@ impl Session<'_> {
             writer.write_all(&piece).await?;
             let mut offset = range.offset + PIECE as u64;
             while offset < end {
-                piece.resize((end - offset).min(PIECE as u64) as usize, 0);
+                let len = (end - offset).min(PIECE as u64) as usize;
+                let sent = match source.cached_file(&object, offset + len as u64 - 1) {
+                    Some(file) => writer.send_file(&file, offset, len),
+                    None => 0,
+                };
+                if sent > 0 {
+                    offset += sent as u64;
+                    continue;
+                }
+                piece.resize(len, 0);
                 if !source.read_cached(&object, offset, &mut piece) {
                     // All of it, in one request where that goes further than to a disk.
                     piece.resize((end - offset) as usize, 0);

@@ -1,5 +1,6 @@
 //! Objects from the local repository, else from the cache, else from upstreams.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use super::cache::CachedUpstreams;
@@ -39,6 +40,10 @@ impl ObjectSource for Chain {
 
     fn read_cached(&self, object: &Object, offset: u64, buf: &mut [u8]) -> bool {
         self.local.read_cached(object, offset, buf) || self.elsewhere.read_cached(object, offset, buf)
+    }
+
+    fn cached_file(&self, object: &Object, offset: u64) -> Option<Arc<File>> {
+        self.local.cached_file(object, offset)
     }
 
     fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {

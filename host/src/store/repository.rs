@@ -183,6 +183,10 @@ impl ObjectSource for RepositorySource {
         file.is_some_and(|file| nowait::read_exact_at(&file, buf, offset))
     }
 
+    fn cached_file(&self, object: &Object, offset: u64) -> Option<Arc<File>> {
+        self.kept(&object.id, Keep::Open).filter(|file| nowait::read_exact_at(file, &mut [0], offset))
+    }
+
     fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
         let id = &object.id;
         let known = || self.leaves.lock().unwrap_or_else(PoisonError::into_inner).get(id);

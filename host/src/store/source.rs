@@ -1,5 +1,6 @@
 //! The seam between the object server and wherever objects come from.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use lazyroot_proto::ObjectId;
@@ -61,6 +62,11 @@ pub trait ObjectSource: Send + Sync {
     /// unknown state, if it might wait or fail.
     fn read_cached(&self, _object: &Object, _offset: u64, _buf: &mut [u8]) -> bool {
         false
+    }
+
+    /// The file that has the object's bytes where the object has them, if the byte at `offset` is in memory.
+    fn cached_file(&self, _object: &Object, _offset: u64) -> Option<Arc<File>> {
+        None
     }
 
     /// The object's Merkle leaves ([`lazyroot_proto::verity`]), computed once per object and kept.
