@@ -73,3 +73,36 @@ impl Duplex for tokio_vsock::VsockStream {
         split(*Pin::into_inner(self))
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::io::Write;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_unix_socket_takes_a_files_pages_as_far_as_there_are_any() {
+        let content: Vec<u8> = (0..20_000).map(|at| (at % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&content).unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let stream: BoxStream = Box::pin(ours);
+        let (_source, sink) = stream.halves();
+        assert_eq!(sink.send_file(&file, 5000, 10_000), 10_000);
+        let mut got = vec![0; 10_000];
+        theirs.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, content[5000..15_000]);
+        assert_eq!(sink.send_file(&file, 20_000, 1), 0, "nothing behind the end");
+        drop(theirs);
+        assert_eq!(sink.send_file(&file, 0, 1), 0, "nobody reads: an error, and no signal");
+    }
+
+    #[tokio::test]
+    async fn what_takes_no_pages_says_so() {
+        let (ours, _theirs) = tokio::io::duplex(64);
+        let (_source, sink) = split(ours);
+        assert_eq!(sink.send_file(&tempfile::tempfile().unwrap(), 0, 1), 0);
+    }
+}
