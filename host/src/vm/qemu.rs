@@ -48,9 +48,12 @@ pub fn console(arch: Arch) -> &'static str {
     }
 }
 
-/// Words that save an emulated guest time: no mitigations of speculation that does not happen, no self-tests, no zeroing of
-/// memory that the kernel is about to write to.
-const TCG_CMDLINE: &str = "mitigations=off nokaslr random.trust_cpu=on cryptomgr.notests init_on_alloc=0";
+/// Words that save an emulated guest time: no mitigations of speculation that does not happen, no self-tests.
+///
+/// And one that costs some: with `init_on_alloc=1`, which not every kernel has by default, the guest's processor zeroes memory
+/// before a device fills it. The translator keeps what it has translated of a page until it sees a write to it, and does not
+/// see those of other processes (virtiofsd, vhost-device-vsock): programs would run code that was there before.
+const TCG_CMDLINE: &str = "mitigations=off nokaslr random.trust_cpu=on cryptomgr.notests init_on_alloc=1";
 
 /// The same for x86, together one to two seconds: no calibration against a clock that QEMU keeps, no probing for
 /// hardware that is not there.

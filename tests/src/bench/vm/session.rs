@@ -1,5 +1,6 @@
 //! A process whose lines of output are waited for, with the time of their arrival.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -13,11 +14,20 @@ use crate::bench::peers::Killed;
 /// A line that has not come after this long never will: the slowest workload takes a minute in an emulated VM.
 const DEADLINE: Duration = Duration::from_secs(300);
 
+/// Lines that are shown of a process that ended too soon: enough for the whole of a kernel's last words.
+const LAST_LINES: usize = 40;
+
 /// A process being watched; killed when dropped.
 pub struct Session {
     child: Killed,
     begin: Instant,
     arrivals: Receiver<(Duration, String)>,
+}
+
+/// The last lines of a process, newest first.
+fn last_words(lines: VecDeque<String>) -> String {
+    let lines = lines.into_iter().rev().map(|line| format!("  {line}\n"));
+    format!("its last lines:\n{}", lines.collect::<String>())
 }
 
 impl Session {
@@ -54,16 +64,19 @@ impl Session {
     /// If it does not come.
     pub fn until(&mut self, wanted: &str) -> Result<(Duration, String)> {
         let deadline = self.begin.elapsed() + DEADLINE;
-        let mut last = String::new();
+        let mut last = VecDeque::new();
         loop {
             match self.arrivals.recv_timeout(deadline.saturating_sub(self.begin.elapsed())) {
                 Ok((time, line)) => match line.find(wanted) {
                     Some(at) => return Ok((time, line[at..].to_owned())),
-                    None => last = line,
+                    None => {
+                        last.truncate(LAST_LINES - 1);
+                        last.push_front(line);
+                    }
                 },
-                Err(RecvTimeoutError::Timeout) => bail!("no '{wanted}'; the last line was '{last}'"),
+                Err(RecvTimeoutError::Timeout) => bail!("no '{wanted}'; {}", last_words(last)),
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("it ended without '{wanted}'; the last line was '{last}': {}", self.errors()?);
+                    bail!("it ended without '{wanted}'; {}{}", last_words(last), self.errors()?);
                 }
             }
         }
