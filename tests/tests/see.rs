@@ -309,13 +309,15 @@ fn a_vms_boot_is_shown_remembered_and_sent_ahead_next_time() {
 
     let script = format!("python3 -c '{import}'; sleep 1000");
     debian.ok(["run", "-d", "--hypervisor", "qemu:tcg", "--name", "seen", "debian", "--", "sh", "-c", &script]);
+    // Until the import is through: a guest tells what it has read as it reads, so a look before may find anything.
     let stats = until("what was sent ahead", || {
         let stats = json(&debian, &["stats", "seen"]);
-        (stats["guest"]["reads"]["profile"]["count"].as_u64()? > 10).then_some(stats)
+        let through =
+            stats["guest"]["reads"]["profile"]["count"].as_u64()? > 10 && stats["touched_percent"].as_f64()? > 1.0;
+        through.then_some(stats)
     });
     assert_eq!((stats["kind"].as_str(), stats["image_name"].as_str()), (Some("vm"), Some("debian:latest")));
-    let percent = stats["touched_percent"].as_f64().unwrap();
-    assert!(percent > 1.0 && percent < 50.0, "a part of the image: {stats}");
+    assert!(stats["touched_percent"].as_f64() < Some(50.0), "a part of the image: {stats}");
     assert!(debian.ok(["top"]).contains("seen"));
     debian.ok(["stop", "seen"]);
     // One that is kept keeps its figures.
