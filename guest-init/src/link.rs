@@ -32,6 +32,8 @@ use lazyroot_proto::reads::{Extent, Hint, decode_hints};
 use lazyroot_proto::{ObjectId, ObjectIndex};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
+use crate::sys::append_exactly;
+
 /// How long one request may take, reconnects included, before it fails: long enough for a host that restarts or
 /// wakes from sleep, short enough that a program sees EIO rather than hangs for ever.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -557,8 +559,7 @@ impl FrameReader {
         payload.extend_from_slice(&self.buffer[self.start..][..buffered]);
         self.start += buffered;
         if len - buffered >= BUFFER {
-            payload.resize(len, 0);
-            (&*self.stream).read_exact(&mut payload[buffered..])?;
+            append_exactly(&self.stream, &mut payload, len - buffered)?;
         }
         while payload.len() < len {
             self.fill()?;

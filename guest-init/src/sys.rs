@@ -34,6 +34,26 @@ pub fn set_vsock_window(stream: &impl AsFd, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Appends exactly `len` bytes from `stream` to `buffer`, into memory that nobody has zeroed before.
+pub fn append_exactly(stream: &impl AsFd, buffer: &mut Vec<u8>, len: usize) -> io::Result<()> {
+    buffer.reserve_exact(len);
+    let end = buffer.len() + len;
+    while buffer.len() < end {
+        let missing = end - buffer.len();
+        let read = match rustix::io::read(stream, &mut buffer.spare_capacity_mut()[..missing]) {
+            Ok((read, _)) => read.len(),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // SAFETY: the kernel has filled so many bytes behind the last.
+        unsafe { buffer.set_len(buffer.len() + read) };
+    }
+    Ok(())
+}
+
 /// The content of `file`, a memfd of this process's own, to be changed in place.
 pub fn map_shared(file: &std::fs::File) -> io::Result<memmap2::MmapMut> {
     // SAFETY: nobody else has the file, so nobody truncates it or changes it under the map.
