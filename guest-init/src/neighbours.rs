@@ -2,8 +2,9 @@
 //!
 //! Positions in the object index follow the tree, so a program that walks it (tar, grep, a copy) misses on one
 //! position after the next, and each miss alone costs a round trip. Once two misses follow each other, the objects
-//! after them are asked for along, in batches that double while they are used. A miss elsewhere begins a sequence of
-//! its own with nothing asked ahead: who reads at random pays nothing.
+//! after them are asked for along, in batches that double while they are used, and halve when most of one is not, as where
+//! a program picks a few files of each folder. A miss elsewhere begins a sequence of its own with nothing asked ahead: who
+//! reads at random pays nothing.
 //!
 //! One batch is on its way while the one before is read, as with the kernel's own readahead. Once a sequence has grown
 //! to full batches it is a *scan*: its batches go into the page cache ([`crate::ahead`]), and only the first object of
@@ -22,6 +23,9 @@ const MAX_WINDOW: u32 = 64;
 
 /// Bytes of one batch at most; there are two of them at a time in a sequence.
 const MAX_BATCH_BYTES: u64 = 1 << 20;
+
+/// A batch of which less than one in so many objects was asked for is followed by a smaller one.
+const WORTH_IT: u32 = 3;
 
 /// How far a miss may lie from where a sequence is and still belong to it: between them lie files that are in the page
 /// cache already, or that the program has no use for.
@@ -50,7 +54,15 @@ struct Sequence {
     /// The first position that was not asked for.
     next: u32,
     /// What was asked for and lies at or behind the last miss.
-    batches: VecDeque<Range<u32>>,
+    batches: VecDeque<Batch>,
+}
+
+/// Objects that were asked for together.
+#[derive(Debug)]
+struct Batch {
+    positions: Range<u32>,
+    /// How many of them the kernel has asked for: of a scan's, only of those that it does not find by itself.
+    misses: u32,
 }
 
 /// What a miss leads to.
@@ -90,7 +102,8 @@ impl State {
         }
         let (mut sequence, give_up) = self.follow(position);
         let in_scan = sequence.window == MAX_WINDOW;
-        let within = sequence.batches.front().filter(|batch| in_scan && batch.contains(&position)).cloned();
+        let within = sequence.batches.front().map(|batch| &batch.positions);
+        let within = within.filter(|batch| in_scan && batch.contains(&position)).cloned();
         let behind = sequence.next;
         let ask = sequence.wanted(index, longest);
         let scan = sequence.window == MAX_WINDOW;
@@ -109,8 +122,8 @@ impl State {
             }
             None => {
                 let oldest = if self.sequences.len() == SEQUENCES { Some(self.sequences.remove(0)) } else { None };
-                let useless = oldest.map(|sequence| sequence.batches.into()).unwrap_or_default();
-                (Sequence { last: position, next: position + 1, ..Sequence::default() }, useless)
+                let useless = oldest.into_iter().flat_map(|sequence| sequence.batches).map(|batch| batch.positions);
+                (Sequence { last: position, next: position + 1, ..Sequence::default() }, useless.collect())
             }
         }
     }
@@ -125,8 +138,16 @@ impl Sequence {
     fn advance(&mut self, position: u32) -> Vec<Range<u32>> {
         self.last = position;
         self.next = self.next.max(position);
-        let behind = self.batches.iter().take_while(|batch| batch.end <= position).count();
-        self.batches.drain(..behind).collect()
+        let behind = self.batches.iter().take_while(|batch| batch.positions.end <= position).count();
+        let behind: Vec<_> = self.batches.drain(..behind).collect();
+        if let Some(batch) = self.batches.front_mut().filter(|batch| batch.positions.contains(&position)) {
+            batch.misses += 1;
+        }
+        if self.window < MAX_WINDOW && behind.iter().any(Batch::is_hardly_used) {
+            // Twice halved, for the next is doubled.
+            self.window = (self.window / 4).max(FIRST_WINDOW / 2);
+        }
+        behind.into_iter().map(|batch| batch.positions).collect()
     }
 
     /// What to ask for now, if anything: so that the batch behind the one that is being read is on its way.
@@ -145,8 +166,14 @@ impl Sequence {
         if batch.is_empty() {
             return None;
         }
-        self.batches.push_back(batch.clone());
+        self.batches.push_back(Batch { positions: batch.clone(), misses: 0 });
         Some(batch)
+    }
+}
+
+impl Batch {
+    fn is_hardly_used(&self) -> bool {
+        self.misses * WORTH_IT < self.positions.len() as u32
     }
 }
 
@@ -203,9 +230,12 @@ mod tests {
         assert_eq!(miss(&mut state, &index, 101).0, 101..105);
         assert_eq!(miss(&mut state, &index, 102).0, 105..113);
         assert_eq!(miss(&mut state, &index, 103).0, 0..0, "one is read and one is on its way");
-        assert_eq!(miss(&mut state, &index, 105), (113..129, 1));
-        assert_eq!(miss(&mut state, &index, 113).0, 129..161);
-        assert_eq!(miss(&mut state, &index, 129).0, 161..225);
+        for (batch, next) in [(105..113, 113..129), (113..129, 129..161), (129..161, 161..225)] {
+            assert_eq!(miss(&mut state, &index, batch.start), (next, 1));
+            for position in batch.skip(1) {
+                assert_eq!(miss(&mut state, &index, position), (0..0, 0));
+            }
+        }
         // Whoever is in the page cache already is not asked for.
         assert_eq!(miss(&mut state, &index, 170), (225..289, 1));
     }
@@ -215,11 +245,25 @@ mod tests {
         let mut sizes = [10; 4000];
         sizes[225..227].fill(5000);
         let (index, mut state) = (index(&sizes), State::default());
-        for position in [100, 101, 102, 105, 113] {
+        for position in 100..129 {
             assert_eq!(state.miss(&index, position, 1000).passed, 0..0, "no scan yet");
         }
         assert_eq!(state.miss(&index, 129, 1000).passed, 161..161, "none");
         assert_eq!(state.miss(&index, 170, 1000).passed, 225..227);
+    }
+
+    #[test]
+    fn batches_shrink_where_most_of_them_is_not_read_and_grow_again_where_it_is() {
+        let (index, mut state) = (index(&[10; 4000]), State::default());
+        (100..113).for_each(|position| _ = miss(&mut state, &index, position));
+        assert_eq!(miss(&mut state, &index, 113).0, 129..161);
+        // Two of sixteen, and of 32.
+        assert_eq!(miss(&mut state, &index, 120), (0..0, 0));
+        assert_eq!(miss(&mut state, &index, 130), (161..177, 1));
+        assert_eq!(miss(&mut state, &index, 140), (0..0, 0));
+        assert_eq!(miss(&mut state, &index, 165), (177..185, 1));
+        (166..177).for_each(|position| _ = miss(&mut state, &index, position));
+        assert_eq!(miss(&mut state, &index, 177), (185..201, 1));
     }
 
     #[test]
