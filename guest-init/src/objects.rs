@@ -37,7 +37,7 @@ pub const LONGEST_READ: u32 = 256 << 10;
 
 /// Memory for objects fetched whole, in bytes. The kernel's page cache keeps what programs read; this only
 /// bridges the time until it has them.
-const WHOLE_BUDGET: usize = 8 << 20;
+const WHOLE_BUDGET: usize = 4 << 20;
 
 /// Memory for Merkle leaves, in bytes: enough for 1 GiB (SHA-256) of large files being read at a time.
 const LEAVES_BUDGET: usize = 8 << 20;
