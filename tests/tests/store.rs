@@ -601,7 +601,8 @@ fn an_interrupted_import_leaves_nothing_behind() {
         assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(1));
     }
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    // Not SIGINT, which whatever a script starts in the background ignores.
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
     assert!(!child.wait().unwrap().success());
     assert_no_leftovers(&repository);
     assert_eq!(lazyroot.ok(["image", "ls"]).lines().count(), 1, "no image yet");
