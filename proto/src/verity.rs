@@ -5,6 +5,8 @@
 //! here are the concatenated hashes of those blocks (the tree's lowest level): they are all that is needed
 //! to check any block, and the levels above follow from them.
 
+use std::borrow::Cow;
+
 use ring::digest::{SHA256, SHA512};
 
 use crate::{Algorithm, ObjectId, lanes};
@@ -58,11 +60,11 @@ pub fn digest_of_leaves(algorithm: Algorithm, leaves: &[u8], size: u64) -> Optio
     // The kernel's rule: no data, a root of zeros; otherwise hash level upon level until one digest is left.
     let mut root = [0; 64];
     if !leaves.is_empty() {
-        let mut level = leaves.to_vec();
+        let mut level = Cow::Borrowed(leaves);
         while level.len() > digest_len {
             let mut above = Vec::with_capacity(level.len().div_ceil(BLOCK) * digest_len);
             hash_blocks(algorithm, &level, &mut above);
-            level = above;
+            level = above.into();
         }
         root[..digest_len].copy_from_slice(&level);
     }
