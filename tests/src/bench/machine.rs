@@ -27,12 +27,14 @@ impl Machine {
             let line = info.lines().find(|line| line.starts_with(name));
             line.and_then(|line| line.split_once(':')).map_or("", |(_, value)| value.trim())
         };
-        let sha = if field("flags").split(' ').any(|flag| flag == "sha_ni") { "with" } else { "without" };
+        // What decides how fast it hashes.
+        let with = |flag| if field("flags").split(' ').any(|other| other == flag) { "with" } else { "without" };
+        let (sha, avx512) = (with("sha_ni"), with("avx512bw"));
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let qemu = said(&format!("qemu-system-{}", std::env::consts::ARCH), &["--version"]);
         let guest_kernel = crate::kernel_deb();
         Self {
-            processor: format!("{cpus} processors, {}, {sha} SHA instructions", field("model name")),
+            processor: format!("{cpus} processors, {}, {sha} SHA instructions, {avx512} AVX-512", field("model name")),
             // Its version: what follows names somebody's build of it.
             kernel: said("uname", &["-sr"]).split(['-', '+']).next().unwrap_or_default().to_owned(),
             file_system: said("stat", &["-f", "-c", "%T", &crate::given("LAZYROOT_HOME").to_string_lossy()]),
