@@ -1,9 +1,10 @@
-//! Verified bytes by position in the index, each fetched by one caller at a time.
+//! Verified bytes by key (a position in the index, for whole objects), each fetched by one caller at a time.
 //!
 //! Whoever asks meanwhile gets the same outcome; a failure is not kept, so that a later read tries again. The least
 //! recently used leave when the budget is spent, except what is held: that waits to be asked for.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use lazyroot_proto::reads::Origin;
@@ -14,15 +15,14 @@ use crate::objects::ReadError;
 pub type Fetched = Result<Arc<Vec<u8>>, ReadError>;
 
 /// See the module.
-pub struct Cache {
+pub struct Cache<K = u32> {
     budget: usize,
     /// Never held while a fetch is waited for.
-    state: Mutex<State>,
+    state: Mutex<State<K>>,
 }
 
-#[derive(Default)]
-struct State {
-    slots: HashMap<u32, Slot>,
+struct State<K> {
+    slots: HashMap<K, Slot>,
     /// Of the slots that are not held.
     bytes: usize,
     clock: u64,
@@ -38,10 +38,10 @@ struct Slot {
     held: bool,
 }
 
-impl State {
+impl<K: Copy + Eq + Hash> State<K> {
     /// Returns the bytes that were held.
-    fn remove(&mut self, position: u32) -> usize {
-        match self.slots.remove(&position) {
+    fn remove(&mut self, key: K) -> usize {
+        match self.slots.remove(&key) {
             Some(slot) if slot.held => slot.bytes,
             Some(slot) => {
                 self.bytes -= slot.bytes;
@@ -52,62 +52,57 @@ impl State {
     }
 }
 
-impl Cache {
+impl<K: Copy + Eq + Hash> Cache<K> {
     /// Keeps about `budget` bytes.
     pub fn new(budget: usize) -> Self {
-        Self { budget, state: Mutex::default() }
+        Self { budget, state: Mutex::new(State { slots: HashMap::new(), bytes: 0, clock: 0 }) }
     }
 
-    /// The bytes at `position`, fetched on behalf of `origin` unless they are here or on their way.
-    pub fn get_or_fetch(
-        &self,
-        position: u32,
-        origin: Origin,
-        fetch: impl FnOnce() -> Result<Vec<u8>, ReadError>,
-    ) -> Fetched {
+    /// The bytes at `key`, fetched on behalf of `origin` unless they are here or on their way.
+    pub fn get_or_fetch(&self, key: K, origin: Origin, fetch: impl FnOnce() -> Result<Vec<u8>, ReadError>) -> Fetched {
         let cell = {
             let mut state = self.lock();
             state.clock += 1;
             let used = state.clock;
             let new = || Slot { cell: Arc::default(), used, bytes: 0, origin, held: false };
-            let slot = state.slots.entry(position).or_insert_with(new);
+            let slot = state.slots.entry(key).or_insert_with(new);
             slot.used = used;
             slot.cell.clone()
         };
         cell.get_or_init(|| {
             let fetched = fetch().map(Arc::new);
             // Before the others see the outcome: one that asks again after a failure finds an empty slot.
-            self.settle(position, &cell, &fetched);
+            self.settle(key, &cell, &fetched);
             fetched
         })
         .clone()
     }
 
     /// Who had fetched, or is fetching, what is here, if it is; a program asks for it now.
-    pub fn claim(&self, position: u32) -> Option<Origin> {
+    pub fn claim(&self, key: K) -> Option<Origin> {
         let mut state = self.lock();
-        let slot = state.slots.get_mut(&position)?;
+        let slot = state.slots.get_mut(&key)?;
         Some(std::mem::replace(&mut slot.origin, Origin::Cache))
     }
 
     /// Whether it is here or on its way.
-    pub fn has(&self, position: u32) -> bool {
-        self.lock().slots.contains_key(&position)
+    pub fn has(&self, key: K) -> bool {
+        self.lock().slots.contains_key(&key)
     }
 
     /// From here on it stays until it is dropped; returns its size in bytes, 0 if it is not here (any more).
-    pub fn hold(&self, position: u32) -> usize {
+    pub fn hold(&self, key: K) -> usize {
         let mut state = self.lock();
-        let Some(slot) = state.slots.get_mut(&position).filter(|slot| !slot.held) else { return 0 };
+        let Some(slot) = state.slots.get_mut(&key).filter(|slot| !slot.held) else { return 0 };
         slot.held = true;
         let bytes = slot.bytes;
         state.bytes -= bytes;
         bytes
     }
 
-    /// Lets go of what is kept for a position; returns the bytes that were held.
-    pub fn drop(&self, position: u32) -> usize {
-        self.lock().remove(position)
+    /// Lets go of what is kept for a key; returns the bytes that were held.
+    pub fn drop(&self, key: K) -> usize {
+        self.lock().remove(key)
     }
 
     /// Lets go of all that is held; returns its size in bytes.
@@ -119,28 +114,28 @@ impl Cache {
     }
 
     /// Accounts for what was fetched into `cell`.
-    fn settle(&self, position: u32, cell: &Arc<OnceLock<Fetched>>, fetched: &Fetched) {
+    fn settle(&self, key: K, cell: &Arc<OnceLock<Fetched>>, fetched: &Fetched) {
         let mut state = self.lock();
-        let Some(slot) = state.slots.get_mut(&position).filter(|slot| Arc::ptr_eq(&slot.cell, cell)) else { return };
+        let Some(slot) = state.slots.get_mut(&key).filter(|slot| Arc::ptr_eq(&slot.cell, cell)) else { return };
         match fetched {
             Ok(data) => {
                 slot.bytes = data.len();
                 state.bytes += data.len();
             }
             Err(_) => {
-                state.remove(position);
+                state.remove(key);
             }
         }
         // Rarely more than a few slots to look through: entries leave as fast as they come.
         while state.bytes > self.budget {
-            let loose = |(other, slot): &(&u32, &Slot)| **other != position && slot.bytes > 0 && !slot.held;
+            let loose = |(other, slot): &(&K, &Slot)| **other != key && slot.bytes > 0 && !slot.held;
             let oldest = state.slots.iter().filter(loose).min_by_key(|(_, slot)| slot.used);
             let Some(oldest) = oldest.map(|(oldest, _)| *oldest) else { break };
             state.remove(oldest);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().expect("no panic under the lock")
     }
 }

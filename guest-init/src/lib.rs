@@ -34,4 +34,5 @@ mod service;
 mod settings;
 mod shutdown;
 mod sys;
+mod trees;
 mod users;

@@ -50,7 +50,7 @@ const RETRY: Duration = Duration::from_millis(50);
 /// that tries again later gets the whole deadline.
 const FAIL_FAST: Duration = Duration::from_secs(10);
 
-/// Bytes of metadata and leaves asked for at a time: while a piece is hashed and kept, the next one comes.
+/// Bytes of metadata asked for at a time: while a piece is hashed and kept, the next one comes.
 const PIECE: u32 = 256 << 10;
 
 /// Receive buffer for headers and small replies: a full one saves system calls, a larger one only memory.
@@ -234,17 +234,10 @@ impl Link {
         self.ask(&Request::Read { id, offset, len }, len)
     }
 
-    /// The `len` bytes of an object's Merkle leaves, not verified.
-    pub fn leaves(&self, id: ObjectId, len: u64) -> Result<Vec<u8>, LinkError> {
-        let mut leaves = Vec::new();
-        self.in_pieces(len, |offset, len| Request::Leaves { id, offset, len }, |piece| extend(&mut leaves, piece))?;
-        Ok(leaves)
-    }
-
-    /// Asks for the first `len` bytes (1 to [`MAX_READ`]) of an object's Merkle leaves without waiting, as
+    /// Asks for `len` bytes (1 to [`MAX_READ`]) at `offset` of a level of an object's Merkle tree without waiting, as
     /// [`Link::read_ahead`] does.
-    pub fn leaves_ahead(&self, id: ObjectId, len: u32) -> Ticket {
-        self.ask(&Request::Leaves { id, offset: 0, len }, len)
+    pub fn nodes_ahead(&self, id: ObjectId, level: u8, offset: u64, len: u32) -> Ticket {
+        self.ask(&Request::Nodes { id, level, offset, len }, len)
     }
 
     /// Tells the host what happened here at `at` (nanoseconds since the kernel started); `text` may be empty.

@@ -1,10 +1,9 @@
 //! Verified reads of an image's objects: what the FUSE layer asks, answered from the link.
 //!
 //! Nothing leaves this module that has not been checked against a digest from the verified object index.
-//! Small objects are fetched whole, which one hash over their blocks proves. Of large ones the Merkle leaves
-//! come first (32 or 64 bytes for every 4 KiB, checked against the digest), and then just the ranges asked for.
+//! Small objects are fetched whole, which one hash over their blocks proves. Of large ones just the ranges that are asked
+//! for come, and the nodes of the Merkle tree that prove them ([`crate::trees`]).
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::Write;
 use std::ops::Range;
@@ -25,6 +24,7 @@ use crate::neighbours::{Neighbours, Step};
 use crate::pieces::Pieces;
 use crate::recorder::{Recorder, Stopwatch};
 use crate::runs::{self, Runs};
+use crate::trees::{Large, Trees};
 
 /// Objects up to this many bytes travel whole: 99 % of the objects of a Linux image, and at vsock's speed
 /// (tens of MiB/s emulated, GB/s otherwise) no dearer than the extra round trip for leaves.
@@ -38,9 +38,6 @@ pub const LONGEST_READ: u32 = 256 << 10;
 /// Memory for objects fetched whole, in bytes. The kernel's page cache keeps what programs read; this only
 /// bridges the time until it has them.
 const WHOLE_BUDGET: usize = 4 << 20;
-
-/// Memory for Merkle leaves, in bytes: enough for 1 GiB (SHA-256) of large files being read at a time.
-const LEAVES_BUDGET: usize = 8 << 20;
 
 /// How long a read waits for a piece that the boot profile brings before it asks for itself: as long as half a heartbeat,
 /// after which something is wrong.
@@ -77,9 +74,7 @@ pub struct Objects {
     /// Small objects on their way that nobody waits for yet, and on whose behalf.
     tickets: Mutex<BTreeMap<u32, (Ticket, Origin)>>,
     whole: Cache,
-    leaves: Cache,
-    /// Leaves of large objects on their way that nobody waits for yet.
-    leaf_tickets: Mutex<BTreeMap<u32, Ticket>>,
+    trees: Trees,
     /// Of large objects, what the boot profile brought.
     pieces: Pieces,
     runs: Runs,
@@ -135,8 +130,7 @@ impl Objects {
             neighbours: Neighbours::default(),
             tickets: Mutex::default(),
             whole: Cache::new(WHOLE_BUDGET),
-            leaves: Cache::new(LEAVES_BUDGET),
-            leaf_tickets: Mutex::default(),
+            trees: Trees::new(),
             pieces: Pieces::default(),
             runs: Runs::new(LONGEST_READ.into()),
             run_pieces: Pieces::default(),
@@ -207,25 +201,6 @@ impl Objects {
         if let Some(position) = oldest {
             self.give_up(position..position + 1);
         }
-    }
-
-    /// Asks for the leaves of a large object, if one request brings them all.
-    fn expect_leaves(&self, position: u32, id: ObjectId, size: u64) {
-        let len = u32::try_from(verity::leaves_len(id.algorithm(), size)).ok().filter(|len| *len <= MAX_READ);
-        let mut tickets = self.leaf_tickets();
-        // Looked at under the lock: whoever fetches the leaves takes the ticket once the cache knows of them.
-        if let (Some(len), Entry::Vacant(place), false) = (len, tickets.entry(position), self.leaves.has(position)) {
-            place.insert(self.link.leaves_ahead(id, len));
-        }
-    }
-
-    fn give_up_leaves(&self, position: u32) {
-        let ticket = self.leaf_tickets().remove(&position);
-        ticket.into_iter().for_each(|ticket| self.link.forget(ticket));
-    }
-
-    fn leaf_tickets(&self) -> MutexGuard<'_, BTreeMap<u32, Ticket>> {
-        self.leaf_tickets.lock().expect("no panic under the lock")
     }
 
     fn ready_small(&self, position: u32) -> bool {
@@ -312,44 +287,39 @@ impl Objects {
 
     fn verified(&self, wanted: &Wanted, data: Result<Vec<u8>, LinkError>) -> Option<Vec<u8>> {
         data.ok().filter(|data| {
-            let leaves =
-                self.index.get(wanted.extent.position).map(|(id, size)| self.leaves(wanted.extent.position, id, size));
-            matches!(leaves, Some(Ok(leaves)) if self.range_is_right(wanted.id, &leaves, wanted.offset, data))
+            let object = self.large(wanted.extent.position);
+            object.is_some_and(|object| matches!(self.range_is_right(&object, wanted.offset, data), Ok(true)))
         })
     }
 
     /// A scan is about to come to the object at `position`: the beginning of a large one is asked for, and is for
     /// [`Objects::receive_run`].
     pub fn begin_run(&self, position: u32) -> Run {
-        match self.index.get(position) {
-            Some((id, size)) if size > SMALL => {
-                self.expect_leaves(position, id, size);
-                self.step_run(self.runs.begin(position, size), position)
-            }
-            _ => Vec::new(),
-        }
+        self.large(position)
+            .map_or_else(Vec::new, |object| self.step_run(self.runs.begin(position, object.size), &object))
     }
 
     /// The kernel reads these bytes of the object at `position`: if a scan does that to a large one, what follows is asked
     /// for, and is for [`Objects::receive_run`].
     pub fn follow_run(&self, position: u32, offset: u64, len: u32) -> Run {
-        let Some((_, size)) = self.index.get(position).filter(|(_, size)| *size > SMALL && offset < *size) else {
-            return Vec::new();
-        };
+        let Some(object) = self.large(position).filter(|object| offset < object.size) else { return Vec::new() };
         let scanned = offset == 0 && self.neighbours.is_in_scan(position);
         let mut run = if scanned { self.begin_run(position) } else { Vec::new() };
-        let range = offset..size.min(offset + u64::from(len));
-        run.extend(self.step_run(self.runs.read(position, range, size), position));
+        let range = offset..object.size.min(offset + u64::from(len));
+        run.extend(self.step_run(self.runs.read(position, range, object.size), &object));
         run
     }
 
-    fn step_run(&self, step: runs::Step, position: u32) -> Run {
+    fn step_run(&self, step: runs::Step, object: &Large) -> Run {
         if let Some(position) = step.give_up {
             self.run_pieces.drop_object(position);
-            self.give_up_leaves(position);
+            self.trees.give_up(&self.link, position);
+        }
+        for range in &step.ask {
+            self.trees.expect(&self.link, object, range.clone());
         }
         let extents =
-            step.ask.iter().filter_map(|range| Extent::around(position, range.start, range.end - range.start));
+            step.ask.iter().filter_map(|range| Extent::around(object.position, range.start, range.end - range.start));
         // What the boot profile brings is here, or on its way.
         let wanted = extents.filter(|extent| !self.pieces.has(*extent) && self.run_pieces.expect(*extent));
         let wanted: Vec<_> = wanted.filter_map(|extent| Wanted::new(&self.index, extent)).collect();
@@ -396,7 +366,7 @@ impl Objects {
             let whole = self.demand_small(position, id, size, stopwatch);
             whole.map(|data| Bytes { data, start: start as usize, end: end as usize })
         } else {
-            let (read, origin) = self.range(position, id, size, start, end);
+            let (read, origin) = self.range(&Large { position, id, size }, start, end);
             self.record(stopwatch, Extent::around(position, start, end - start), end - start, origin, read.is_ok());
             read
         };
@@ -435,42 +405,28 @@ impl Objects {
         })
     }
 
-    fn leaves(&self, position: u32, id: ObjectId, size: u64) -> Fetched {
-        self.leaves.get_or_fetch(position, Origin::Host, || {
-            let len = verity::leaves_len(id.algorithm(), size);
-            let ticket = self.leaf_tickets().remove(&position);
-            let leaves = ticket.map_or_else(|| self.link.leaves(id, len), |ticket| self.link.redeem(ticket));
-            let leaves = leaves.map_err(|error| ReadError::Link { id, error })?;
-            match verity::digest_of_leaves(id.algorithm(), &leaves, size) == Some(id) {
-                true => Ok(leaves),
-                false => Err(ReadError::Corrupt(id)),
-            }
-        })
+    /// The object at `position`, if it is a large one.
+    fn large(&self, position: u32) -> Option<Large> {
+        let (id, size) = self.index.get(position).filter(|(_, size)| *size > SMALL)?;
+        Some(Large { position, id, size })
     }
 
-    fn range_is_right(&self, id: ObjectId, leaves: &[u8], offset: u64, data: &[u8]) -> bool {
+    fn range_is_right(&self, object: &Large, offset: u64, data: &[u8]) -> Result<bool, ReadError> {
         self.recorder.count(|counters| counters.verified_bytes += data.len() as u64);
-        verity::range_matches(id.algorithm(), leaves, offset, data)
+        self.trees.prove(&self.link, object, offset, data)
     }
 
     /// A range of a large object, and where it came from.
-    fn range(
-        &self,
-        position: u32,
-        id: ObjectId,
-        size: u64,
-        start: u64,
-        end: u64,
-    ) -> (Result<Bytes, ReadError>, Origin) {
+    fn range(&self, object: &Large, start: u64, end: u64) -> (Result<Bytes, ReadError>, Origin) {
         // Whole blocks around the range: only they can be checked. The kernel asks for whole pages anyway.
         let block = verity::BLOCK as u64;
         let first = start / block * block;
-        let last = end.next_multiple_of(block).min(size);
+        let last = end.next_multiple_of(block).min(object.size);
         let bytes = |data: Arc<Vec<u8>>, at: usize| {
             let end = at + (end - first) as usize;
             Bytes { data, start: at + (start - first) as usize, end }
         };
-        let extent = Extent::around(position, first, last - first);
+        let extent = Extent::around(object.position, first, last - first);
         extent.into_iter().for_each(|extent| self.asked.mark(extent));
         let taken = |pieces: &Pieces, patience| {
             extent.and_then(|extent| pieces.take(extent, (last - first) as usize, patience))
@@ -485,33 +441,27 @@ impl Objects {
             self.recorder.count(|counters| counters.neighbour_bytes += found.fresh);
             return (Ok(bytes(found.data, found.start)), Origin::Neighbour);
         }
-        let fetched = self.fetch_range(position, id, size, first, last);
+        let fetched = self.fetch_range(object, first, last);
         (fetched.map(|data| bytes(Arc::new(data), 0)), Origin::Host)
     }
 
-    fn fetch_range(&self, position: u32, id: ObjectId, size: u64, first: u64, last: u64) -> Result<Vec<u8>, ReadError> {
+    fn fetch_range(&self, object: &Large, first: u64, last: u64) -> Result<Vec<u8>, ReadError> {
+        let id = object.id;
         if first == last {
             return Ok(Vec::new());
         }
         let told = |error| ReadError::Link { id, error };
         // What proves the range and the range itself are under way together.
-        self.expect_leaves(position, id, size);
+        self.trees.expect(&self.link, object, first..last);
         let wire = Stopwatch::start();
         let len = |offset: u64| (last - offset).min(MAX_READ.into()) as u32;
         let ticket = self.link.range_ahead(id, first, len(first));
-        let leaves = match self.leaves(position, id, size) {
-            Ok(leaves) => leaves,
-            Err(error) => {
-                self.link.forget(ticket);
-                return Err(error);
-            }
-        };
         let mut data = self.link.redeem(ticket).map_err(told)?;
         while first + (data.len() as u64) < last {
             let offset = first + data.len() as u64;
             data.extend_from_slice(&self.link.read(id, offset, len(offset)).map_err(told)?);
         }
         self.recorder.count(|counters| counters.wire.add(wire.elapsed()));
-        if self.range_is_right(id, &leaves, first, &data) { Ok(data) } else { Err(ReadError::Corrupt(id)) }
+        if self.range_is_right(object, first, &data)? { Ok(data) } else { Err(ReadError::Corrupt(id)) }
     }
 }

@@ -101,7 +101,7 @@ pub mod kind {
     pub const HELLO: u8 = 0x01;
     pub const GET: u8 = 0x02;
     pub const READ: u8 = 0x03;
-    pub const LEAVES: u8 = 0x04;
+    pub const NODES: u8 = 0x04;
     pub const PING: u8 = 0x05;
     pub const EVENT: u8 = 0x06;
     pub const READ_LIST: u8 = 0x07;
@@ -197,10 +197,12 @@ pub enum Request {
     /// Extents of objects, each answered by its own DATA or ERROR frame with tags `tag`, `tag + 1`, ... Meant for what
     /// is read ahead of need. At most [`MAX_BATCH`], each of at most [`MAX_READ`] bytes.
     ReadList(Vec<Extent>),
-    /// `len` bytes at `offset` of an object's Merkle leaves (see [`crate::verity`]).
-    Leaves {
+    /// `len` bytes at `offset` of a level of an object's Merkle tree (see [`crate::verity`]).
+    Nodes {
         /// Which object.
         id: ObjectId,
+        /// 0 for the leaves.
+        level: u8,
         /// In bytes.
         offset: u64,
         /// In bytes, at most [`MAX_READ`].
@@ -393,7 +395,9 @@ impl Request {
             Request::ReadList(extents) => out.bytes(&encode_extents(extents)).frame(kind::READ_LIST, tag),
             Request::Reads(reads) => out.bytes(&encode_reads(reads)).frame(kind::READS, tag),
             Request::Counters(counters) => out.bytes(&counters.encode()).frame(kind::COUNTERS, tag),
-            Request::Leaves { id, offset, len } => out.id(id).u64(*offset).u32(*len).frame(kind::LEAVES, tag),
+            Request::Nodes { id, level, offset, len } => {
+                out.id(id).u8(*level).u64(*offset).u32(*len).frame(kind::NODES, tag)
+            }
             Request::Ping => out.frame(kind::PING, tag),
             Request::Event { kind: event, at, text } => {
                 out.u8(*event as u8).u64(*at).bytes(text.as_bytes()).frame(kind::EVENT, tag)
@@ -441,7 +445,9 @@ impl Request {
             }
             kind::READS => Request::Reads(decode_reads(kind, fields.rest())?),
             kind::COUNTERS => Request::Counters(Box::new(Counters::decode(&mut fields)?)),
-            kind::LEAVES => Request::Leaves { id: fields.id()?, offset: fields.u64()?, len: fields.read_len()? },
+            kind::NODES => {
+                Request::Nodes { id: fields.id()?, level: fields.u8()?, offset: fields.u64()?, len: fields.read_len()? }
+            }
             kind::PING => Request::Ping,
             kind::EVENT => {
                 let event = *EventKind::ALL.get(fields.u8()? as usize).ok_or(fields.malformed())?;
@@ -534,7 +540,7 @@ mod tests {
             Request::Reads(vec![read; 600]),
             Request::Counters(Box::new(Counters { profile_bytes: 7, ..Counters::default() })),
             Request::Get { what: Metadata::Profile, offset: 0, len: 1 },
-            Request::Leaves { id, offset: 0, len: 64 },
+            Request::Nodes { id, level: 2, offset: 0, len: 64 },
             Request::Ping,
             Request::Event { kind: EventKind::Fatal, at: 5, text: "why".into() },
         ];

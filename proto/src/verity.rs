@@ -51,22 +51,41 @@ pub fn leaves_len(algorithm: Algorithm, size: u64) -> u64 {
     size.div_ceil(BLOCK as u64) * algorithm.digest_len() as u64
 }
 
+/// How many bytes a level of an object's tree takes: level 0 is the leaves, each level above has a hash for every 4 KiB
+/// block of the one below, and the last has one. 0 for a level that is not there.
+pub fn level_len(algorithm: Algorithm, size: u64, level: u8) -> u64 {
+    let digest_len = algorithm.digest_len() as u64;
+    (0..level).fold(leaves_len(algorithm, size), |len, _| match len > digest_len {
+        true => len.div_ceil(BLOCK as u64) * digest_len,
+        false => 0,
+    })
+}
+
+/// The level above `nodes`, all of a level of a tree: the hash of every 4 KiB block of them.
+pub fn level_above(algorithm: Algorithm, nodes: &[u8]) -> Vec<u8> {
+    leaves(algorithm, nodes)
+}
+
 /// The fs-verity digest of an object of `size` bytes with these `leaves`; `None` if their number does not fit the size.
 pub fn digest_of_leaves(algorithm: Algorithm, leaves: &[u8], size: u64) -> Option<ObjectId> {
-    if leaves.len() as u64 != leaves_len(algorithm, size) {
+    digest_of_level(algorithm, leaves, 0, size)
+}
+
+/// The fs-verity digest of an object of `size` bytes of whose tree `nodes` is all of this level; `None` if their number
+/// does not fit.
+pub fn digest_of_level(algorithm: Algorithm, nodes: &[u8], level: u8, size: u64) -> Option<ObjectId> {
+    if nodes.len() as u64 != level_len(algorithm, size, level) || nodes.is_empty() && size > 0 {
         return None;
     }
     let digest_len = algorithm.digest_len();
     // The kernel's rule: no data, a root of zeros; otherwise hash level upon level until one digest is left.
     let mut root = [0; 64];
-    if !leaves.is_empty() {
-        let mut level = Cow::Borrowed(leaves);
+    if size > 0 {
+        let mut level = Cow::Borrowed(nodes);
         while level.len() > digest_len {
-            let mut above = Vec::with_capacity(level.len().div_ceil(BLOCK) * digest_len);
-            hash_blocks(algorithm, &level, &mut above);
-            level = above.into();
+            level = level_above(algorithm, &level).into();
         }
-        root[..digest_len].copy_from_slice(&level);
+        root[..level.len()].copy_from_slice(&level);
     }
     // struct fsverity_descriptor: version, hash algorithm, log2 of the block size, salt size, 4 reserved
     // bytes, data size, root hash (64), salt (32), reserved (144).
@@ -85,7 +104,8 @@ pub fn digest(algorithm: Algorithm, data: &[u8]) -> ObjectId {
         .expect("leaves of the same data have the right length")
 }
 
-/// Whether `data`, read at byte `offset` of an object, matches the object's (already verified) `leaves`.
+/// Whether `data`, read at byte `offset` of an object, matches the object's (already verified) `leaves`. So it is too of
+/// nodes of a level of the tree, and those of the level above.
 ///
 /// `offset` must be a multiple of [`BLOCK`], and `data` must end at a block boundary or at the object's end
 /// (the caller knows the object's size; a shorter read would hash differently and is refused here).
@@ -185,6 +205,28 @@ mod tests {
             prop_assert!(range_matches(Algorithm::Sha512, &known, start as u64, &data[start..end]));
             data[start + flip.index(end - start)] ^= 1;
             prop_assert!(!range_matches(Algorithm::Sha512, &known, start as u64, &data[start..end]));
+        }
+    }
+
+    #[test]
+    fn every_level_has_the_objects_digest_and_proves_the_one_below() {
+        for (len, levels) in [(0, 1), (1, 1), (BLOCK, 1), (BLOCK + 1, 2), (129 * BLOCK, 3), (300 * BLOCK + 7, 3)] {
+            let data = pattern(len);
+            let (id, size) = (digest(Algorithm::Sha256, &data), len as u64);
+            let mut nodes = leaves(Algorithm::Sha256, &data);
+            for level in 0..levels {
+                assert_eq!(
+                    level_len(Algorithm::Sha256, size, level),
+                    nodes.len() as u64,
+                    "level {level} of {len} bytes"
+                );
+                assert_eq!(digest_of_level(Algorithm::Sha256, &nodes, level, size), Some(id));
+                let above = level_above(Algorithm::Sha256, &nodes);
+                assert!(range_matches(Algorithm::Sha256, &above, 0, &nodes));
+                nodes = above;
+            }
+            assert_eq!(level_len(Algorithm::Sha256, size, levels), 0);
+            assert!(len == 0 || digest_of_level(Algorithm::Sha256, &[], levels, size).is_none());
         }
     }
 

@@ -125,6 +125,31 @@ fn a_damaged_block_in_a_long_read_is_an_error_and_never_zeros() {
 }
 
 #[test]
+fn a_few_nodes_prove_reads_of_a_very_large_file() {
+    // Its leaves are 8 MiB, and those of their hashes more than what is asked for at a time: three levels.
+    const SIZE: u64 = (1 << 30) + 12_345;
+    let source = tempfile::tempdir().unwrap();
+    let file = fs::File::create(source.path().join("model")).unwrap();
+    file.set_len(SIZE).unwrap();
+    let places = [0, (8 << 20) - 100, 500 << 20, (1 << 30) - 50, SIZE - 200];
+    for place in places {
+        file.write_all_at(&place.to_le_bytes().repeat(25), place).unwrap();
+    }
+    let lazyroot = Lazyroot::default();
+    lazyroot.import(source.path(), "model");
+    let mount = lazyroot.mount("model", &[]);
+    let mounted = fs::File::open(mount.path().join("model")).unwrap();
+    for place in places {
+        let mut read = [0; 200];
+        mounted.read_exact_at(&mut read, place).unwrap();
+        assert_eq!(read[..], place.to_le_bytes().repeat(25), "at {place}");
+    }
+    let stats: serde_json::Value =
+        serde_json::from_str(&lazyroot.ok(["stats", "--format", "json", mount.path().to_str().unwrap()])).unwrap();
+    assert!(stats["sent_bytes"].as_u64() < Some(3 << 20), "{stats}");
+}
+
+#[test]
 fn a_truncated_or_missing_object_is_an_error_and_not_zeros() {
     let (lazyroot, source) = (Lazyroot::default(), small_tree());
     lazyroot.import(source.path(), "small");

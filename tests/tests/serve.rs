@@ -33,7 +33,7 @@ fn connect(server: &Server, role: Role) -> UnixStream {
 
 fn assert_answers(stream: &mut UnixStream, object: ObjectId) {
     stream.write_all(&Request::Read { id: object, offset: 0, len: 4096 }.encode(1)).unwrap();
-    stream.write_all(&Request::Leaves { id: object, offset: 0, len: 32 }.encode(2)).unwrap();
+    stream.write_all(&Request::Nodes { id: object, level: 0, offset: 0, len: 32 }.encode(2)).unwrap();
     let mut tags: Vec<u64> = (0..2).map(|_| next(stream).expect("an answer").0.tag).collect();
     tags.sort_unstable();
     assert_eq!(tags, [1, 2]);
@@ -51,7 +51,7 @@ fn guests_that_do_not_read_hold_up_nobody() {
         for tag in 0..300 {
             let request = match tag % 2 {
                 0 => Request::Read { id: object, offset: 0, len: MAX_READ },
-                _ => Request::Leaves { id: object, offset: 0, len: 64 },
+                _ => Request::Nodes { id: object, level: 0, offset: 0, len: 64 },
             };
             if stream.write(&request.encode(tag)).is_err() {
                 break;

@@ -6,11 +6,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use anyhow::{Context, Result};
-use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
+use lazyroot_proto::{ObjectId, verity};
 
 use super::{Memory, ProfileUse};
-use crate::store::{Image, ImageConfig, ImageName, Object, ObjectSource, Pin, Store};
+use crate::store::recent::Recent;
+use crate::store::{Image, ImageConfig, ImageName, Object, ObjectError, ObjectSource, Pin, Store};
+
+/// Memory for levels above leaves, in bytes: those of objects of 64 GiB under SHA-256.
+const BRANCHES_MEMORY: usize = 4 << 20;
 
 /// An image being served.
 pub struct ServedImage {
@@ -31,6 +35,8 @@ pub struct ServedImage {
     pub index_bytes: Vec<u8>,
     /// Where what guests read is remembered, if it is.
     pub memory: Option<Memory>,
+    /// The level above the leaves, of large objects that were read last.
+    branches: Mutex<Recent<Arc<[u8]>>>,
     /// Objects that turned out unreadable in the middle of a reply.
     broken: Mutex<HashSet<ObjectId>>,
     _pin: Option<Pin>,
@@ -55,6 +61,7 @@ impl ServedImage {
             manifest_size,
             index_bytes,
             memory: None,
+            branches: Mutex::new(Recent::new(BRANCHES_MEMORY)),
             broken: Mutex::default(),
             _pin: None,
         })
@@ -74,6 +81,39 @@ impl ServedImage {
     pub fn object(&self, id: &ObjectId) -> Option<Object> {
         let (id, size) = self.index.get(self.index.position(id)?)?;
         Some(Object { id, size })
+    }
+
+    /// Fills `buffer` from byte `offset` of a level of the object's Merkle tree, inside of which that lies.
+    pub(super) fn read_nodes(
+        &self,
+        object: &Object,
+        level: u8,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), ObjectError> {
+        if level == 0 {
+            return self.source.read_leaves(object, offset, buffer);
+        }
+        let mut nodes = self.branches(object)?;
+        for _ in 1..level {
+            nodes = verity::level_above(object.id.algorithm(), &nodes).into();
+        }
+        let part = nodes.get(offset as usize..).and_then(|rest| rest.get(..buffer.len()));
+        buffer.copy_from_slice(part.ok_or(ObjectError::Corrupt(object.id))?);
+        Ok(())
+    }
+
+    /// The level above the object's leaves.
+    fn branches(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+        let kept = || self.branches.lock().expect("no panic under the lock");
+        let known = kept().get(&object.id);
+        if let Some(branches) = known {
+            return Ok(branches);
+        }
+        let leaves = self.source.leaves(object)?;
+        let branches: Arc<[u8]> = verity::level_above(object.id.algorithm(), &leaves).into();
+        kept().insert(object.id, branches.len(), branches.clone());
+        Ok(branches)
     }
 
     /// Notes that an object could not be read to the end of a reply that had begun.

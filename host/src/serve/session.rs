@@ -10,9 +10,9 @@
 use std::io;
 use std::sync::Arc;
 
-use lazyroot_proto::ObjectId;
 use lazyroot_proto::frame::{ErrorCode, FromHost, HEADER, Header, Metadata, Request, kind};
 use lazyroot_proto::reads::Extent;
+use lazyroot_proto::{ObjectId, verity};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -42,13 +42,14 @@ enum Part {
     Manifest,
     Index,
     Object(ObjectId),
-    Leaves(ObjectId),
+    /// A level of its Merkle tree.
+    Nodes(ObjectId, u8),
 }
 
 impl Part {
     fn object(self) -> Option<ObjectId> {
         match self {
-            Part::Object(id) | Part::Leaves(id) => Some(id),
+            Part::Object(id) | Part::Nodes(id, _) => Some(id),
             Part::Manifest | Part::Index => None,
         }
     }
@@ -150,8 +151,8 @@ impl Session<'_> {
                 }
             }
             Request::Read { id, offset, len } => self.answer(tag, Range { part: Part::Object(id), offset, len }).await,
-            Request::Leaves { id, offset, len } => {
-                self.answer(tag, Range { part: Part::Leaves(id), offset, len }).await
+            Request::Nodes { id, level, offset, len } => {
+                self.answer(tag, Range { part: Part::Nodes(id, level), offset, len }).await
             }
             Request::ReadList(extents) => {
                 let index = self.image.index.clone();
@@ -384,7 +385,7 @@ fn check(image: &ServedImage, range: Range) -> Result<(), Failure> {
         Part::Manifest => image.manifest_size,
         Part::Index => image.index_bytes.len() as u64,
         Part::Object(id) => object_size(&id)?,
-        Part::Leaves(id) => lazyroot_proto::verity::leaves_len(id.algorithm(), object_size(&id)?),
+        Part::Nodes(id, level) => verity::level_len(id.algorithm(), object_size(&id)?, level),
     };
     match range.offset.checked_add(range.len.into()) {
         Some(end) if end <= size => Ok(()),
@@ -415,9 +416,8 @@ fn read(image: &ServedImage, tag: u64, range: Range) -> Result<Vec<u8>, Failure>
         Part::Object(id) => {
             image.source.read(&object(id)?, range.offset, buffer).map_err(|error| unavailable(&error))?;
         }
-        Part::Leaves(id) => {
-            let leaves = image.source.leaves(&object(id)?).map_err(|error| unavailable(&error))?;
-            piece(&leaves, buffer)?;
+        Part::Nodes(id, level) => {
+            image.read_nodes(&object(id)?, level, range.offset, buffer).map_err(|error| unavailable(&error))?;
         }
     }
     Ok(frame)

@@ -23,7 +23,7 @@ pub struct Stats {
 pub struct Snapshot {
     /// Requests answered, hellos and pings not among them.
     pub requests: u64,
-    /// Payload bytes sent: content, Merkle leaves, manifests and indexes.
+    /// Payload bytes sent: content, Merkle trees, manifests and indexes.
     pub bytes: u64,
     /// Different objects of which something was sent.
     pub objects: u64,

@@ -49,4 +49,9 @@ impl ObjectSource for Chain {
     fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
         self.or_elsewhere(object, self.local.leaves(object), |elsewhere| elsewhere.leaves(object))
     }
+
+    fn read_leaves(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+        let local = self.local.read_leaves(object, offset, buf);
+        self.or_elsewhere(object, local, |elsewhere| elsewhere.read_leaves(object, offset, buf))
+    }
 }

@@ -31,7 +31,7 @@ mod pins;
 mod podman;
 mod profile;
 mod progress;
-mod recent;
+pub(crate) mod recent;
 mod repo;
 mod repository;
 #[cfg(target_os = "linux")]

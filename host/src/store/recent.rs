@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use lazyroot_proto::ObjectId;
 
 /// Values by object, the least recently used ones forgotten when their weights exceed the bound.
-pub(super) struct Recent<V> {
+pub(crate) struct Recent<V> {
     bound: usize,
     weight: usize,
     clock: u64,
@@ -14,11 +14,11 @@ pub(super) struct Recent<V> {
 }
 
 impl<V: Clone> Recent<V> {
-    pub(super) fn new(bound: usize) -> Self {
+    pub(crate) fn new(bound: usize) -> Self {
         Self { bound, weight: 0, clock: 0, values: HashMap::new(), by_age: BTreeMap::new() }
     }
 
-    pub(super) fn get(&mut self, id: &ObjectId) -> Option<V> {
+    pub(crate) fn get(&mut self, id: &ObjectId) -> Option<V> {
         let (age, _, value) = self.values.get_mut(id)?;
         self.clock += 1;
         self.by_age.remove(age);
@@ -28,7 +28,7 @@ impl<V: Clone> Recent<V> {
     }
 
     /// Remembers `value`, unless it alone is over the bound.
-    pub(super) fn insert(&mut self, id: ObjectId, weight: usize, value: V) {
+    pub(crate) fn insert(&mut self, id: ObjectId, weight: usize, value: V) {
         self.remove(&id);
         if weight > self.bound {
             return;
@@ -44,7 +44,7 @@ impl<V: Clone> Recent<V> {
         }
     }
 
-    pub(super) fn remove(&mut self, id: &ObjectId) {
+    pub(crate) fn remove(&mut self, id: &ObjectId) {
         if let Some((age, weight, _)) = self.values.remove(id) {
             self.by_age.remove(&age);
             self.weight -= weight;

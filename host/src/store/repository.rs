@@ -34,6 +34,9 @@ const OPEN_FILES: usize = 128;
 /// Memory for leaves in bytes: those of 4 GiB of objects under SHA-256.
 const LEAVES_MEMORY: usize = 32 << 20;
 
+/// Files of leaves that are more than that, kept open.
+const LEAVES_FILES: usize = 16;
+
 /// Leaves of smaller objects are computed each time: hashing them (about 1 ms) is cheaper than one more file.
 const WORTH_WRITING: u64 = 256 << 10;
 
@@ -50,6 +53,8 @@ pub struct RepositorySource {
     files: Files,
     open: Mutex<Recent<Arc<File>>>,
     leaves: Mutex<Recent<Arc<[u8]>>>,
+    /// Files of leaves that are too many for memory, verified when they were opened.
+    leaves_files: Mutex<Recent<Arc<File>>>,
     computing: Vec<Mutex<()>>,
 }
 
@@ -68,6 +73,7 @@ impl RepositorySource {
             files: Files::new(path),
             open: Mutex::new(Recent::new(OPEN_FILES)),
             leaves: Mutex::new(Recent::new(LEAVES_MEMORY)),
+            leaves_files: Mutex::new(Recent::new(LEAVES_FILES)),
             computing: std::iter::repeat_with(Mutex::default).take(LEAF_LOCKS).collect(),
         })
     }
@@ -200,7 +206,7 @@ impl ObjectSource for RepositorySource {
         }
         let file = self.file(id, Keep::Closed)?;
         let size = file.metadata().map_err(|error| object_error(*id, error))?.len();
-        let name = format!("leaves/{}", id.object_path());
+        let name = leaves_name(id);
         let leaves: Arc<[u8]> = match self.stored_leaves(id, &name, size) {
             Some(leaves) => leaves.into(),
             None => {
@@ -216,6 +222,29 @@ impl ObjectSource for RepositorySource {
         self.leaves.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, leaves.len(), leaves.clone());
         Ok(leaves)
     }
+
+    fn read_leaves(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+        let id = &object.id;
+        let files = || self.leaves_files.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = files().get(id);
+        if let Some(file) = known {
+            return file.read_exact_at(buf, offset).map_err(|error| object_error(*id, error));
+        }
+        let leaves = self.leaves(object)?;
+        if leaves.len() > LEAVES_MEMORY
+            && let Ok(file) = File::open(self.files.path(&leaves_name(id)))
+        {
+            files().insert(*id, 1, file.into());
+        }
+        let part = leaves.get(offset as usize..).and_then(|rest| rest.get(..buf.len()));
+        buf.copy_from_slice(part.ok_or(ObjectError::Corrupt(*id))?);
+        Ok(())
+    }
+}
+
+/// The file of an object's leaves, below lazyroot's folder.
+fn leaves_name(id: &ObjectId) -> String {
+    format!("leaves/{}", id.object_path())
 }
 
 /// What an error of the system means for an object.

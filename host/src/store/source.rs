@@ -71,4 +71,15 @@ pub trait ObjectSource: Send + Sync {
 
     /// The object's Merkle leaves ([`lazyroot_proto::verity`]), computed once per object and kept.
     fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError>;
+
+    /// Fills `buf` with the object's leaves from byte `offset` on, which lie inside them; like [`ObjectSource::read`], not
+    /// verified. Those of a very large object need not all be in memory for that.
+    fn read_leaves(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+        let leaves = self.leaves(object)?;
+        match leaves.get(offset as usize..).and_then(|rest| rest.get(..buf.len())) {
+            Some(part) => buf.copy_from_slice(part),
+            None => return Err(ObjectError::Corrupt(object.id)),
+        }
+        Ok(())
+    }
 }

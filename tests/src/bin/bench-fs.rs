@@ -31,6 +31,7 @@ use lazyroot::home::Home;
 use lazyroot::store::{Image, Store};
 use lazyroot_guest::link::{Address, Link, REQUEST_DEADLINE};
 use lazyroot_proto::ObjectId;
+use lazyroot_proto::frame::MAX_READ;
 use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::verity::{self, LeafHasher};
 
@@ -179,7 +180,13 @@ impl Naive {
         if let Some(leaves) = self.leaves.lock().expect("no panic under the lock").get(&position) {
             return Ok(leaves.clone());
         }
-        let leaves = self.ask(|link| link.leaves(id, verity::leaves_len(id.algorithm(), size)))?;
+        let mut leaves = Vec::new();
+        let len = verity::leaves_len(id.algorithm(), size);
+        while (leaves.len() as u64) < len {
+            let offset = leaves.len() as u64;
+            let next = (len - offset).min(MAX_READ.into()) as u32;
+            leaves.extend(self.ask(|link| link.redeem(link.nodes_ahead(id, 0, offset, next)))?);
+        }
         ensure!(verity::digest_of_leaves(id.algorithm(), &leaves, size) == Some(id), "the leaves of {id} are damaged");
         let leaves = Arc::new(leaves);
         self.leaves.lock().expect("no panic under the lock").insert(position, leaves.clone());

@@ -44,7 +44,7 @@ pub struct SessionStats {
     pub since: u64,
     /// Whether it is over.
     pub ended: bool,
-    /// Payload bytes sent: content, Merkle leaves, manifest, index and profile.
+    /// Payload bytes sent: content, Merkle trees, manifest, index and profile.
     pub sent_bytes: u64,
     /// Requests answered.
     pub requests: u64,
