@@ -11,7 +11,7 @@ use lazyroot_proto::{ObjectId, verity};
 
 use super::{Memory, ProfileUse};
 use crate::store::recent::Recent;
-use crate::store::{Image, ImageConfig, ImageName, Object, ObjectError, ObjectSource, Pin, Store};
+use crate::store::{Image, ImageConfig, ImageName, Object, ObjectError, ObjectSource, Pin, Store, copy_nodes};
 
 /// Memory for levels above leaves, in bytes: those of objects of 64 GiB under SHA-256.
 const BRANCHES_MEMORY: usize = 4 << 20;
@@ -98,9 +98,7 @@ impl ServedImage {
         for _ in 1..level {
             nodes = verity::level_above(object.id.algorithm(), &nodes).into();
         }
-        let part = nodes.get(offset as usize..).and_then(|rest| rest.get(..buffer.len()));
-        buffer.copy_from_slice(part.ok_or(ObjectError::Corrupt(object.id))?);
-        Ok(())
+        copy_nodes(object, &nodes, offset, buffer)
     }
 
     /// The level above the object's leaves.

@@ -67,6 +67,7 @@ pub use profile::{BOOT, Entry, Profile, ProfileFile};
 pub use progress::Progress;
 pub use repo::{Rehash, Removed, Store};
 pub use repository::RepositorySource;
+pub(crate) use source::copy_nodes;
 pub use source::{Object, ObjectError, ObjectSource};
 pub use stats::StoreStats;
 pub use trace::{Milestone, Trace, TraceFile};

@@ -22,7 +22,7 @@ use rustix::fs::{Mode, OFlags};
 use super::files::Files;
 use super::nowait;
 use super::recent::Recent;
-use super::source::{Object, ObjectError, ObjectSource};
+use super::source::{Object, ObjectError, ObjectSource, copy_nodes};
 
 /// A read that starts at the object's beginning and is shorter than this is taken for a whole small object,
 /// whose file is not kept open.
@@ -236,9 +236,7 @@ impl ObjectSource for RepositorySource {
         {
             files().insert(*id, 1, file.into());
         }
-        let part = leaves.get(offset as usize..).and_then(|rest| rest.get(..buf.len()));
-        buf.copy_from_slice(part.ok_or(ObjectError::Corrupt(*id))?);
-        Ok(())
+        copy_nodes(object, &leaves, offset, buf)
     }
 }
 

@@ -75,11 +75,16 @@ pub trait ObjectSource: Send + Sync {
     /// Fills `buf` with the object's leaves from byte `offset` on, which lie inside them; like [`ObjectSource::read`], not
     /// verified. Those of a very large object need not all be in memory for that.
     fn read_leaves(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
-        let leaves = self.leaves(object)?;
-        match leaves.get(offset as usize..).and_then(|rest| rest.get(..buf.len())) {
-            Some(part) => buf.copy_from_slice(part),
-            None => return Err(ObjectError::Corrupt(object.id)),
-        }
-        Ok(())
+        copy_nodes(object, &self.leaves(object)?, offset, buf)
     }
+}
+
+/// Fills `buf` from byte `offset` of `nodes`, a level of the object's Merkle tree.
+///
+/// # Errors
+/// If the level is shorter: the object is not what it was taken for.
+pub(crate) fn copy_nodes(object: &Object, nodes: &[u8], offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
+    let part = nodes.get(offset as usize..).and_then(|rest| rest.get(..buf.len()));
+    buf.copy_from_slice(part.ok_or(ObjectError::Corrupt(object.id))?);
+    Ok(())
 }
