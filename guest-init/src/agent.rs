@@ -21,6 +21,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::cmdline::Mode;
+use crate::complain::complain;
 use crate::link::{Address, FrameReader, dial, write_capped};
 use crate::objects::Objects;
 use crate::sys::{self, Identity};
@@ -75,7 +76,7 @@ impl Agent {
                     let (root, upper, objects) = (self.root.clone(), self.upper.clone(), self.objects.clone());
                     thread::spawn(move || {
                         if let Err(error) = serve_stream(frames, &root, upper.as_deref(), &objects) {
-                            eprintln!("lazyroot: a stream ended: {error}");
+                            complain(format_args!("a stream ended: {error}"));
                         }
                     });
                 }

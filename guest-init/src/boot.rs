@@ -19,6 +19,7 @@ use rustix::system::RebootCommand;
 
 use crate::clock::monotonic_now;
 use crate::cmdline::{Instructions, Mode};
+use crate::complain::complain;
 use crate::sys;
 
 /// The data plane's `argv[0]`.
@@ -36,7 +37,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Boots; never returns.
 pub fn main() -> ! {
     let Err(error) = boot();
-    eprintln!("lazyroot: cannot boot: {error:#}");
+    complain(format_args!("cannot boot: {error:#}"));
     std::thread::sleep(LAST_WORDS);
     power_off()
 }

@@ -4,6 +4,8 @@
 //! an image without a VM. The others are for the VM alone: `boot` is PID 1, `daemon` the process behind the
 //! root, `agent` runs programs for the host.
 
+#![deny(clippy::print_stderr)]
+
 pub mod agent;
 mod ahead;
 mod asked;
@@ -12,6 +14,7 @@ mod budget;
 mod cache;
 mod clock;
 pub mod cmdline;
+pub mod complain;
 pub mod daemon;
 pub mod datafs;
 mod disk;

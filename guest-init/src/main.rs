@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use lazyroot_guest::complain::complain;
 use lazyroot_guest::{boot, daemon};
 
 fn main() -> ExitCode {
@@ -12,7 +13,7 @@ fn main() -> ExitCode {
         return match daemon::main(started) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("lazyroot: {error:#}");
+                complain(format_args!("{error:#}"));
                 ExitCode::FAILURE
             }
         };
@@ -20,6 +21,6 @@ fn main() -> ExitCode {
     if std::process::id() == 1 {
         boot::main();
     }
-    eprintln!("guest-init is the init of lazyroot's initramfs; to boot a VM use 'lazyroot run'");
+    complain("guest-init is the init of lazyroot's initramfs; to boot a VM use 'lazyroot run'");
     ExitCode::FAILURE
 }

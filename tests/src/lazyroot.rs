@@ -127,7 +127,15 @@ impl Lazyroot {
     /// Starts an object server with further options.
     pub fn serve_with(&self, options: &[&str]) -> Server {
         let socket = self.home().join("server.sock");
-        self.start_server(&format!("unix:{}", socket.display()), socket, options)
+        self.start_server(&format!("unix:{}", socket.display()), socket, options, Stdio::inherit())
+    }
+
+    /// Starts an object server whose standard error is a pipe that nobody reads any more.
+    pub fn serve_unheard(&self) -> Server {
+        let socket = self.home().join("server.sock");
+        let (reader, stderr) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        self.start_server(&format!("unix:{}", socket.display()), socket, &[], stderr.into())
     }
 
     /// Starts a server for other lazyroots.
@@ -143,12 +151,12 @@ impl Lazyroot {
 
     /// Starts an object server that listens on `endpoint`, which is the unix socket `socket`.
     pub fn serve_at(&self, endpoint: &str, socket: PathBuf) -> Server {
-        self.start_server(endpoint, socket, &[])
+        self.start_server(endpoint, socket, &[], Stdio::inherit())
     }
 
-    fn start_server(&self, endpoint: &str, socket: PathBuf, options: &[&str]) -> Server {
+    fn start_server(&self, endpoint: &str, socket: PathBuf, options: &[&str], stderr: Stdio) -> Server {
         let mut command = self.command(["serve", "--listen", endpoint]);
-        command.args(options);
+        command.args(options).stderr(stderr);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the lazyroot program starts");
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut server = Server { child, stdout, endpoint: endpoint.to_owned(), socket };

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use lazyroot_proto::frame::{DEFAULT_PORT, ErrorCode, FromHost, Header, Hello, MAX_READ, Request, Role};
+use lazyroot_proto::frame::{DEFAULT_PORT, ErrorCode, FromHost, Header, Hello, MAX_READ, Request, Role, kind};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use lazyroot_tests::frames::next;
 use lazyroot_tests::lazyroot::{Lazyroot, Server};
@@ -62,6 +62,21 @@ fn guests_that_do_not_read_hold_up_nobody() {
     let mut honest = connect(&server, Role::Data(image));
     assert!(next(&mut honest).is_ok(), "a welcome");
     assert_answers(&mut honest, object);
+}
+
+/// What it would say goes nowhere: that must not keep it from answering.
+#[test]
+fn a_server_that_nobody_hears_answers_all_the_same() {
+    let (lazyroot, image, object) = store();
+    let file = lazyroot.home().join("repository/objects").join(object.object_path());
+    fs::File::options().write(true).open(file).unwrap().set_len(1 << 20).unwrap();
+    let server = lazyroot.serve_unheard();
+    let mut guest = connect(&server, Role::Data(image));
+    assert!(next(&mut guest).is_ok(), "a welcome");
+    for (offset, answer) in [(2 << 20, kind::ERROR), (0, kind::DATA)] {
+        guest.write_all(&Request::Read { id: object, offset, len: 4096 }.encode(1)).unwrap();
+        assert_eq!(next(&mut guest).expect("an answer").0.kind, answer);
+    }
 }
 
 #[test]

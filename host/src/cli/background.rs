@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -51,26 +52,18 @@ pub fn enter() {
     let _ = rustix::process::setsid();
 }
 
-/// In the background: says `text` to whoever waits.
+/// In the background: says `text` to whoever started us, and lets go of them: of their folder, and first of their pipes,
+/// which break as soon as they have the word. Output goes to `log`.
 ///
 /// # Errors
-/// If nobody waits any more.
-pub fn ready(text: &str) -> Result<()> {
+/// If nobody waits any more, or that cannot be done.
+pub fn ready(text: &str, log: &File) -> Result<()> {
     // From here on we outlive whoever started us. They are waiting for the word: if they are gone, so are we.
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(None)?;
-    let mut stdout = std::io::stdout();
-    writeln!(stdout, "{READY}{text}").and_then(|()| stdout.flush()).context("nobody waits any more")
-}
-
-/// In the background: lets go of whoever started us: of their folder, and of their pipes, whose end they may wait for.
-/// Output goes to `log`.
-///
-/// # Errors
-/// If that cannot be done.
-pub fn detach(log: &File) -> Result<()> {
     std::env::set_current_dir("/")?;
+    let mut waiting = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
     rustix::stdio::dup2_stdout(log)?;
     rustix::stdio::dup2_stderr(log)?;
-    Ok(())
+    writeln!(waiting, "{READY}{text}").context("nobody waits any more")
 }

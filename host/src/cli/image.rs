@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::source::SourceArgs;
 use super::{Context, Format, output, print};
+use crate::complain::complain;
 use crate::store::{Aspect, Change, Node, Progress, Rehash, Removed, Source, Store, Tree};
 use crate::text::printable_name;
 
@@ -319,12 +320,12 @@ fn remove(store: &Store, names: &[String]) -> Result<ExitCode> {
             }
             Err(error) => {
                 failed += 1;
-                eprintln!("lazyroot: {error:#}");
+                complain(format_args!("{error:#}"));
             }
         }
     }
     if freed {
-        eprintln!("lazyroot: objects that no image needs stay until 'lazyroot store gc'");
+        complain("objects that no image needs stay until 'lazyroot store gc'");
     }
     print(&text)?;
     match failed {

@@ -31,6 +31,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
+use crate::complain::complain;
 use crate::home::Home;
 
 /// lazyroot's own errors exit with this status, so that they are told apart from a command's (as podman does).
@@ -134,11 +135,13 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
+        // Nobody may read our standard error any more, which is nothing to die of.
+        .log_internal_errors(false)
         .init();
     match run(cli, launched) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("lazyroot: {error:#}");
+            complain(format_args!("{error:#}"));
             ExitCode::from(EXIT_OWN_ERROR)
         }
     }

@@ -68,9 +68,7 @@ pub fn run(args: &MountArgs, context: &Context) -> Result<ExitCode> {
         serve_mount(args, context, &store, &image, &dir)?.wait()?;
     } else {
         background::enter();
-        let mount = serve_mount(args, context, &store, &image, &dir)?;
-        background::detach(&File::options().read(true).write(true).open("/dev/null")?)?;
-        mount.wait()?;
+        serve_mount(args, context, &store, &image, &dir)?.wait()?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -125,7 +123,8 @@ fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image
     let mount = mount_image(address, image, dir, private.path(), args.read_write)?;
     runtime.spawn(unmount_on_signal(dir.to_owned()));
     if background::is_here() {
-        background::ready("").inspect_err(|_| {
+        let ready = File::options().write(true).open("/dev/null").map_err(Into::into);
+        ready.and_then(|nowhere| background::ready("", &nowhere)).inspect_err(|_| {
             let _ = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH);
         })?;
     } else {

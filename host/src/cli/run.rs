@@ -1,6 +1,7 @@
 //! `lazyroot run`: boot an ephemeral VM straight into an image.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -254,8 +255,7 @@ fn boot(args: RunArgs, context: &Context, disk: Option<PathBuf>, launched: Insta
         let keep = if rm { Keep::No } else { Keep::UntilRemoved };
         let up = |name: &str, dir: &Path| {
             let log = File::create(dir.join(OWN_LOG)).context("cannot make the VM's log")?;
-            background::ready(name)?;
-            background::detach(&log)
+            background::ready(name, &log)
         };
         let outcome = runtime.block_on(launch::run_detached(&context.home, &store, launch, keep, launched, up));
         return Ok(outcome?.report().into());
@@ -325,10 +325,13 @@ fn run_here(
     // A read of our standard input may still be under way: it must not hold us up.
     runtime.shutdown_background();
     let (status, result) = result?;
-    match (result, report) {
-        (None, _) | (_, None) => (),
-        (Some(report), Some(super::Format::Table)) => eprintln!("{}", report.lines()),
-        (Some(report), Some(super::Format::Json)) => eprintln!("{}", serde_json::to_string(&report)?),
+    if let Some((report, format)) = result.zip(report) {
+        let text = match format {
+            super::Format::Table => report.lines(),
+            super::Format::Json => serde_json::to_string(&report)?,
+        };
+        // Nobody may read it: the command's status is what counts.
+        let _ = writeln!(std::io::stderr(), "{text}");
     }
     Ok(status.into())
 }

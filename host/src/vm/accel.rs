@@ -21,6 +21,7 @@ use super::arch::Arch;
 use super::child::end_with_parent;
 use super::kernel::Kernel;
 use super::qemu;
+use crate::complain::complain;
 use crate::home::Home;
 
 /// A stock kernel reaches init within one second on a machine where KVM works.
@@ -108,9 +109,7 @@ pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, asked: Optio
     }
     let works = probe(&program, kernel, initramfs).await?;
     if !works {
-        eprintln!(
-            "lazyroot: KVM does not run this kernel here, using TCG (slower); remembered, '--hypervisor qemu:kvm' insists"
-        );
+        complain("KVM does not run this kernel here, using TCG (slower); remembered, '--hypervisor qemu:kvm' insists");
     }
     // Only saves time: a cache that cannot be written costs the next launch a probe.
     if let Err(error) = remember(&file, key, works) {

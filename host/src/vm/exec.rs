@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::log::Log;
+use crate::complain::complain;
 use crate::serve::{printable, read_frame, write_frame};
 
 /// Signals that ask to end after which a program that ignores them is given up on.
@@ -65,7 +66,7 @@ impl Outcome {
         match self {
             Self::Ended(status) => status,
             Self::NotStarted(why, text) => {
-                eprintln!("lazyroot: {text}");
+                complain(text);
                 why.into()
             }
         }

@@ -9,6 +9,7 @@ use lazyroot_proto::frame::EventKind;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::complain::complain;
 use crate::serve::{Event, Snapshot};
 
 /// What a VM is doing.
@@ -167,7 +168,7 @@ impl Watch {
     /// Takes down what the guest reports, and tells the user what is wrong.
     pub fn hear(&self, event: Event) {
         if event.kind == EventKind::Warning {
-            eprintln!("lazyroot: the guest reports: {}", event.text);
+            complain(format_args!("the guest reports: {}", event.text));
             return;
         }
         let mut state = self.state();

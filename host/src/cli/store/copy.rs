@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 
 use super::{Place, output, place, shown};
+use crate::complain::complain;
 use crate::store::{Store, Tree, TreeEntry, copy_out};
 
 /// Arguments of `store cat`.
@@ -68,10 +69,10 @@ pub(super) fn cp(args: &CpArgs, store: &Store) -> Result<ExitCode> {
     };
     let left_out = copy_out(&tree, store.source().as_ref(), &entry, &dest)?;
     if left_out.nodes > 0 || left_out.attributes > 0 {
-        eprintln!(
-            "lazyroot: left out {} device nodes and {} extended attributes: they need root",
+        complain(format_args!(
+            "left out {} device nodes and {} extended attributes: they need root",
             left_out.nodes, left_out.attributes
-        );
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use indicatif::HumanBytes;
 
 use super::{Format, output, shown};
+use crate::complain::complain;
 use crate::store::{Damage, Progress, Store};
 
 /// Damaged files shown of one object in one image; JSON has them all.
@@ -41,7 +42,7 @@ pub(super) fn verify(args: &VerifyArgs, store: &Store) -> Result<ExitCode> {
         Ok(())
     })?;
     for why in &verified.not_repaired {
-        eprintln!("lazyroot: {why}");
+        complain(why);
     }
     let left = verified.damaged.iter().filter(|damage| !damage.repaired).count();
     if left > 0 {
