@@ -25,8 +25,8 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use lazyroot_proto::frame::{
-    ErrorCode, EventKind, FrameError, FromHost, HEADER, Header, Hello, MAX_GUEST_WRITE, MAX_READ, Metadata, Request,
-    Role, kind,
+    ErrorCode, EventKind, FrameError, FromHost, HEADER, Header, Hello, MAX_BATCH, MAX_GUEST_WRITE, MAX_READ, Metadata,
+    Request, Role, kind,
 };
 use lazyroot_proto::reads::{Extent, Hint, decode_hints};
 use lazyroot_proto::{ObjectId, ObjectIndex};
@@ -276,11 +276,12 @@ impl Link {
     }
 
     /// Asks for ranges of objects without waiting: each reply is taken with [`Link::redeem`], or given up with
-    /// [`Link::forget`]. At most [`lazyroot_proto::frame::MAX_BATCH`] of them.
+    /// [`Link::forget`].
     pub fn read_ahead(&self, wanted: &[Wanted]) -> Vec<Ticket> {
-        if wanted.is_empty() {
-            return Vec::new();
-        }
+        wanted.chunks(MAX_BATCH).flat_map(|batch| self.read_list(batch)).collect()
+    }
+
+    fn read_list(&self, wanted: &[Wanted]) -> Vec<Ticket> {
         let first_tag = {
             let mut calls = lock(&self.calls);
             let first_tag = calls.next_tag + 1;

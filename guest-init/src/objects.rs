@@ -5,10 +5,8 @@
 //! for come, and the nodes of the Merkle tree that prove them ([`crate::trees`]).
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::io::Write;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use lazyroot_proto::frame::{EventKind, MAX_READ};
 use lazyroot_proto::index::ObjectIndex;
@@ -19,7 +17,8 @@ use crate::asked::Asked;
 use crate::budget::Budget;
 use crate::cache::{Cache, Fetched};
 use crate::clock::monotonic_now;
-use crate::link::{Link, LinkError, REQUEST_DEADLINE, Ticket, Wanted};
+use crate::complain::complain;
+use crate::link::{Link, LinkError, Ticket, Wanted};
 use crate::neighbours::{Neighbours, Step};
 use crate::pieces::Pieces;
 use crate::recorder::{Recorder, Stopwatch};
@@ -38,10 +37,6 @@ pub const LONGEST_READ: u32 = 256 << 10;
 /// Memory for objects fetched whole, in bytes. The kernel's page cache keeps what programs read; this only
 /// bridges the time until it has them.
 const WHOLE_BUDGET: usize = 4 << 20;
-
-/// How long a read waits for a piece that the boot profile brings before it asks for itself: as long as half a heartbeat,
-/// after which something is wrong.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Objects that were opened and may still be read: more than the programs that open files at the same time.
 const MAX_OPENED: usize = 64;
@@ -75,11 +70,9 @@ pub struct Objects {
     tickets: Mutex<BTreeMap<u32, (Ticket, Origin)>>,
     whole: Cache,
     trees: Trees,
-    /// Of large objects, what the boot profile brought.
-    pieces: Pieces,
     runs: Runs,
-    /// Of large objects, what comes ahead in a run.
-    run_pieces: Pieces,
+    /// Of large objects, what the boot profile brings, and what comes ahead in runs.
+    pieces: Pieces,
     /// Of large objects, what the kernel has asked for, until the boot is over.
     asked: Asked,
     /// Memory that the boot profile's objects and pieces take.
@@ -131,9 +124,8 @@ impl Objects {
             tickets: Mutex::default(),
             whole: Cache::new(WHOLE_BUDGET),
             trees: Trees::new(),
-            pieces: Pieces::default(),
             runs: Runs::new(LONGEST_READ.into()),
-            run_pieces: Pieces::default(),
+            pieces: Pieces::default(),
             asked: Asked::default(),
             budget: Budget::new(budget),
             opened: Mutex::default(),
@@ -267,13 +259,20 @@ impl Objects {
     pub fn drop_ahead(&self) {
         self.ready.lock().expect("no panic under the lock").clear();
         self.asked.close();
-        self.budget.give_back(self.whole.drop_held() + self.pieces.drop_all());
+        self.budget.give_back(self.whole.drop_held() + self.pieces.drop_profile());
     }
 
-    /// Pieces of large objects are on their way. Returns those that need to be: nobody has asked for them before.
+    /// These ranges of large objects are named by the boot profile. Returns what of them is on its way from now on: what
+    /// nobody has asked for before.
     pub fn expect_pieces(&self, wanted: Vec<Wanted>) -> Vec<Wanted> {
-        let absent = |extent| !self.asked.all(extent) && !self.run_pieces.has(extent) && self.pieces.expect(extent);
-        wanted.into_iter().filter(|wanted| absent(wanted.extent)).collect()
+        wanted.into_iter().flat_map(|wanted| self.expect_piece(wanted.extent, Origin::Profile)).collect()
+    }
+
+    fn expect_piece(&self, extent: Extent, origin: Origin) -> Vec<Wanted> {
+        // What the kernel asked for while the boot lasts, it has. A run is of use where it reads again, too.
+        let is_here = |block| origin == Origin::Profile && self.asked.has(extent.position, block);
+        let absent = self.pieces.expect(extent, origin, is_here);
+        absent.into_iter().filter_map(|extent| Wanted::new(&self.index, extent)).collect()
     }
 
     /// A piece has come, or will not.
@@ -312,7 +311,7 @@ impl Objects {
 
     fn step_run(&self, step: runs::Step, object: &Large) -> Run {
         if let Some(position) = step.give_up {
-            self.run_pieces.drop_object(position);
+            self.pieces.drop_run(position);
             self.trees.give_up(&self.link, position);
         }
         for range in &step.ask {
@@ -320,9 +319,7 @@ impl Objects {
         }
         let extents =
             step.ask.iter().filter_map(|range| Extent::around(object.position, range.start, range.end - range.start));
-        // What the boot profile brings is here, or on its way.
-        let wanted = extents.filter(|extent| !self.pieces.has(*extent) && self.run_pieces.expect(*extent));
-        let wanted: Vec<_> = wanted.filter_map(|extent| Wanted::new(&self.index, extent)).collect();
+        let wanted: Vec<_> = extents.flat_map(|extent| self.expect_piece(extent, Origin::Neighbour)).collect();
         let tickets = self.link.read_ahead(&wanted);
         wanted.into_iter().zip(tickets).collect()
     }
@@ -331,7 +328,7 @@ impl Objects {
     pub fn receive_run(&self, run: Run) {
         for (wanted, ticket) in run {
             let data = self.link.redeem(ticket);
-            self.run_pieces.arrive(wanted.extent, self.verified(&wanted, data));
+            self.pieces.arrive(wanted.extent, self.verified(&wanted, data));
         }
     }
 
@@ -380,8 +377,7 @@ impl Objects {
     /// of a failed read again.
     fn tell(&self, position: u32, error: &ReadError) {
         if self.told.lock().expect("no panic under the lock").insert(position) {
-            // Nobody may be listening: standard error of a mount in the background is gone.
-            let _ = writeln!(std::io::stderr(), "lazyroot: {error}");
+            complain(error);
             self.link.event(EventKind::Warning, monotonic_now(), &error.to_string());
         }
     }
@@ -428,18 +424,13 @@ impl Objects {
         };
         let extent = Extent::around(object.position, first, last - first);
         extent.into_iter().for_each(|extent| self.asked.mark(extent));
-        let taken = |pieces: &Pieces, patience| {
-            extent.and_then(|extent| pieces.take(extent, (last - first) as usize, patience))
-        };
-        if let Some(found) = taken(&self.pieces, PATIENCE) {
+        if let Some(found) = extent.and_then(|extent| self.pieces.take(extent, (last - first) as usize)) {
             self.budget.give_back(found.freed);
-            self.recorder.count(|counters| counters.profile_used_bytes += found.fresh);
-            return (Ok(bytes(found.data, found.start)), Origin::Profile);
-        }
-        // What is on its way comes, or fails, within a request's time: to ask again would be no faster.
-        if let Some(found) = taken(&self.run_pieces, REQUEST_DEADLINE) {
-            self.recorder.count(|counters| counters.neighbour_bytes += found.fresh);
-            return (Ok(bytes(found.data, found.start)), Origin::Neighbour);
+            self.recorder.count(|counters| {
+                counters.profile_used_bytes += found.fresh.0;
+                counters.neighbour_bytes += found.fresh.1;
+            });
+            return (Ok(bytes(found.data, found.start)), found.origin);
         }
         let fetched = self.fetch_range(object, first, last);
         (fetched.map(|data| bytes(Arc::new(data), 0)), Origin::Host)
