@@ -50,7 +50,12 @@ pub fn serve(mut frames: FrameReader, wish: Wish, root: &OwnedFd, upper: Option<
     };
     match done {
         Ok(()) => send(&host, &Piece::Done),
-        Err(error) => send(&host, &Piece::Failed(error.to_string())),
+        Err(error) => {
+            send(&host, &Piece::Failed(error.to_string()))?;
+            // To close a stream that the host is still sending on would cut off the answer, too. It hangs up once it has it.
+            while frames.read_frame().is_ok() {}
+            Ok(())
+        }
     }
 }
 

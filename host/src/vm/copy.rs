@@ -43,7 +43,13 @@ pub async fn put(dir: &Path, source: &Path, target: &[u8]) -> Result<()> {
         }
         sent
     });
-    let answer = tokio::task::spawn_blocking(move || next_piece(&mut stream)).await?;
+    let answer = tokio::task::spawn_blocking(move || {
+        let answer = next_piece(&mut stream);
+        // What is not sent yet, nobody wants.
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+        answer
+    });
+    let answer = answer.await?;
     let sent = sender.join().map_err(|_| anyhow::anyhow!("the copy panicked"))?;
     match (answer, sent) {
         (Ok(Piece::Done), _) => Ok(()),
