@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, ToGuest, ToHost, Window};
-use lazyroot_proto::frame::{FromHost, Hello, Request, Role};
+use lazyroot_proto::frame::{FromHost, Role};
 use lazyroot_proto::service::Wish;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::fcntl_getpipe_size;
@@ -22,7 +22,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::cmdline::Mode;
 use crate::complain::complain;
-use crate::link::{Address, FrameReader, dial, write_capped};
+use crate::link::{Address, FrameReader, dial, dial_patiently, introduce, write_capped};
 use crate::objects::Objects;
 use crate::sys::{self, Identity};
 use crate::{service, shutdown, users};
@@ -67,15 +67,18 @@ impl Agent {
     }
 
     fn control(&self) -> io::Result<()> {
-        let mut frames = self.open(Role::Control)?;
+        let mut frames = introduce(dial(&self.address)?, Role::Control)?;
         loop {
             let (header, payload) = frames.read_frame()?;
             match FromHost::decode(header.kind, &payload).map_err(io::Error::other)? {
                 FromHost::OpenStream(number) => {
-                    let frames = self.open(Role::Stream(number))?;
+                    let address = self.address.clone();
                     let (root, upper, objects) = (self.root.clone(), self.upper.clone(), self.objects.clone());
                     thread::spawn(move || {
-                        if let Err(error) = serve_stream(frames, &root, upper.as_deref(), &objects) {
+                        let stream =
+                            dial_patiently(&address).and_then(|stream| introduce(stream, Role::Stream(number)));
+                        let served = stream.and_then(|frames| serve_stream(frames, &root, upper.as_deref(), &objects));
+                        if let Err(error) = served {
                             complain(format_args!("a stream ended: {error}"));
                         }
                     });
@@ -89,12 +92,6 @@ impl Agent {
                 other => return Err(io::Error::other(format!("unexpected on a control connection: {other:?}"))),
             }
         }
-    }
-
-    fn open(&self, role: Role) -> io::Result<FrameReader> {
-        let stream = Arc::new(dial(&self.address)?);
-        write_capped(&*stream, &Request::Hello(Hello { role }).encode(0))?;
-        Ok(FrameReader::new(stream))
     }
 }
 

@@ -507,6 +507,25 @@ pub fn dial(address: &Address) -> io::Result<File> {
     Ok(File::from(stream))
 }
 
+/// As [`dial`], again and again for as long as a request may take: a host that is busy may need longer than vsock waits,
+/// which is 2 s.
+pub fn dial_patiently(address: &Address) -> io::Result<File> {
+    let deadline = Instant::now() + REQUEST_DEADLINE;
+    loop {
+        match dial(address) {
+            Err(_) if Instant::now() + RETRY < deadline => thread::sleep(RETRY),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Says on a new connection what it is for; reads from it wait for ever.
+pub fn introduce(stream: File, role: Role) -> io::Result<FrameReader> {
+    let stream = Arc::new(stream);
+    write_capped(&*stream, &Request::Hello(Hello { role }).encode(0))?;
+    Ok(FrameReader::new(stream))
+}
+
 /// Writes all of `data` in pieces of at most [`MAX_GUEST_WRITE`] bytes (see there why).
 pub fn write_capped(mut stream: impl Write, data: &[u8]) -> io::Result<()> {
     data.chunks(MAX_GUEST_WRITE).try_for_each(|piece| stream.write_all(piece))

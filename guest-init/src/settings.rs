@@ -5,15 +5,14 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use lazyroot_proto::frame::{FromHost, Hello, Request, Role};
+use lazyroot_proto::frame::{FromHost, Role};
 use lazyroot_proto::settings::{Settings, Share};
 use rustix::mount::{MountFlags, mount};
 
 use crate::cmdline::Mode;
-use crate::link::{Address, FrameReader, dial, write_capped};
+use crate::link::{Address, dial_patiently, introduce};
 use crate::network;
 use crate::notify::{self, Notify};
 
@@ -26,9 +25,7 @@ const SCRATCH: &[&str] = &["var/lib/containers", "var/lib/docker"];
 /// If it does not answer, or not as expected.
 pub fn fetch(address: &Address) -> Result<Settings> {
     let ask = || -> io::Result<Settings> {
-        let stream = Arc::new(dial(address)?);
-        write_capped(&*stream, &Request::Hello(Hello { role: Role::Settings }).encode(0))?;
-        let (header, payload) = FrameReader::new(stream).read_frame()?;
+        let (header, payload) = introduce(dial_patiently(address)?, Role::Settings)?.read_frame()?;
         match FromHost::decode(header.kind, &payload).map_err(io::Error::other)? {
             FromHost::Settings(settings) => Settings::decode(settings).map_err(io::Error::other),
             other => Err(io::Error::other(format!("unexpected on a settings connection: {other:?}"))),
