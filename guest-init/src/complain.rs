@@ -1,4 +1,5 @@
-//! Words to the user.
+//! Words to the user. The host has the same few lines: `proto`, which both share, does no I/O, and on macOS the host does
+//! without this crate.
 
 use std::fmt::Display;
 use std::io::Write;

@@ -1,6 +1,7 @@
 //! The host's side of lazyroot: the store, the object server, virtual machines and the command line.
 //!
-//! Arrows run one way: `cli -> vm -> serve -> store`; all may use `complain`, `home` and `text`. `settings` is what `cli` reads.
+//! Arrows run one way: `cli -> vm -> serve -> store`; all may use `complain`, `home` and `text`. `settings` is what `cli`
+//! reads.
 
 #![deny(clippy::print_stderr)]
 
