@@ -142,7 +142,9 @@ impl Filler {
             return false;
         }
         let made = index.get(position).is_some_and(|(id, _)| self.ready.put(&id, content).is_ok());
-        if !made {
+        if made {
+            self.objects.mark_ready(position);
+        } else {
             budget.give_back(content.len());
         }
         made

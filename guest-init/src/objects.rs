@@ -227,10 +227,15 @@ impl Objects {
         self.recorder.count(|counters| counters.profile_bytes += bytes as u64);
     }
 
+    /// Programs find the object at `position` by themselves from here on: nobody needs to bring it again.
+    pub fn mark_ready(&self, position: u32) {
+        self.ready.lock().expect("no panic under the lock").insert(position);
+    }
+
     /// What came for `position`, with the boot profile, is where programs find it by themselves.
     pub fn made_ready(&self, position: u32, bytes: usize, stopwatch: Stopwatch) {
         self.budget.take(bytes);
-        self.ready.lock().expect("no panic under the lock").insert(position);
+        self.mark_ready(position);
         let bytes = bytes as u64;
         self.record(stopwatch, Extent::around(position, 0, bytes), bytes, Origin::Unseen, true);
         // A program that has asked for it meanwhile was told of it; it knows nothing of what is kept here.
