@@ -4,38 +4,18 @@
 //! overlayfs asks little of it: LOOKUP of a directory and of a file, READ, and GETATTR. Names and sizes are
 //! answered from the object index without asking the host, and never expire, since objects never change.
 
-use std::ffi::OsStr;
-use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, OnceLock};
-use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
-use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session,
-    SessionACL,
-};
+use fuser::{Errno, FileAttr, FileType, INodeNo};
 use lazyroot_proto::{ObjectId, ObjectIndex};
 
-use crate::ahead::{Layer, Scans};
+use crate::ahead::Scans;
 use crate::image::{ImageFile, Place};
-use crate::objects::{Bytes, LONGEST_READ, Objects, ReadError, SMALL};
+use crate::objects::{Bytes, Objects, ReadError, SMALL};
 use crate::pages::{self, FIRST_OBJECT, Pages};
-use crate::prefetch;
-use crate::ready::Ready;
 use crate::recorder::Stopwatch;
-
-/// Threads that answer the kernel. Each waits for its own reply, so this is also how many reads are in flight.
-const THREADS: usize = 8;
-
-/// The least of the scheduler's priorities (nice(2)).
-const LOWEST_PRIORITY: i32 = 19;
-
-/// Objects and their sizes never change: the kernel may keep what it knows for ever.
-const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The name of the image file ([`crate::image`]), in the root.
 pub const IMAGE: &str = "image";
@@ -44,9 +24,10 @@ const ROOT: u64 = 1;
 /// Inodes of the 256 directories, by their byte.
 const FIRST_DIR: u64 = 2;
 /// The image file's inode: no object has it, there are at most 2^32 of them.
-const IMAGE_INODE: u64 = 1 << 40;
+pub const IMAGE_INODE: u64 = 1 << 40;
 
-struct DataFs {
+/// What is answered to the kernel, whatever way it asks.
+pub struct DataFs {
     objects: Arc<Objects>,
     image: Arc<ImageFile>,
     pages: Arc<Pages>,
@@ -57,103 +38,14 @@ struct DataFs {
     gid: u32,
 }
 
-/// Serves `objects` and the `image` on an opened and mounted `/dev/fuse` descriptor in threads of its own; returns the
-/// handle that ends when the file system is unmounted.
-///
-/// # Errors
-/// If the kernel does not shake hands or threads cannot be made.
-pub fn serve(objects: Arc<Objects>, image: ImageFile, device: OwnedFd) -> io::Result<Serving> {
-    let mut config = fuser::Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(THREADS);
-    // A queue of its own for every thread: they do not contend for one lock.
-    config.clone_fd = true;
-    let pages = Arc::new(Pages::new(objects.index().entries().len()));
-    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let scans = Arc::<OnceLock<Scans>>::default();
-    let image = Arc::new(image);
-    let fs = DataFs {
-        objects: objects.clone(),
-        image: image.clone(),
-        pages: pages.clone(),
-        scans: scans.clone(),
-        sorted: OnceLock::new(),
-        uid,
-        gid,
-    };
-    let session = Session::from_fd(fs, device, SessionACL::All, config)?;
-    pages.attach(session.notifier());
-    let session = session.spawn()?;
-    Ok(Serving { session, objects, image, pages, scans })
-}
-
-/// A data layer being served.
-pub struct Serving {
-    session: fuser::BackgroundSession,
-    objects: Arc<Objects>,
-    image: Arc<ImageFile>,
-    pages: Arc<Pages>,
-    scans: Arc<OnceLock<Scans>>,
-}
-
-impl Serving {
-    /// From here on what the image's boot profile names is brought ahead of the programs, into the layer `ready`.
-    ///
-    /// # Errors
-    /// If the system has no thread for it.
-    pub fn replay_profile(&self, ready: Arc<Ready>) -> io::Result<()> {
-        prefetch::start(self.objects.clone(), self.pages.clone(), ready)
-    }
-
-    /// From here on scans are recognised and their objects put where programs find them ahead of the program, with the
-    /// help of `layer`, where the kernel sees this data layer.
-    ///
-    /// # Errors
-    /// If the system has no thread for it.
-    pub fn read_ahead(&self, layer: Option<Layer>, ready: Arc<Ready>) -> io::Result<()> {
-        let scans = Scans::start(self.objects.clone(), self.pages.clone(), layer, ready)?;
-        // There is nobody else who sets it.
-        let _ = self.scans.set(scans);
-        Ok(())
-    }
-
-    /// Puts the manifest, as the image file has it, into the page cache, in a thread that gives way to all others. Until it
-    /// is there EROFS asks for every block by itself, which a walk through the whole tree would feel.
-    ///
-    /// # Errors
-    /// If the system has no thread for it.
-    pub fn store_manifest(&self) -> io::Result<()> {
-        let (image, pages) = (self.image.clone(), self.pages.clone());
-        let store = move || {
-            // Of this thread alone, on Linux. Best effort.
-            let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
-            let len = image.manifest_len();
-            for offset in (0..len).step_by(LONGEST_READ as usize) {
-                let mut bytes = vec![0; (len - offset).min(LONGEST_READ.into()) as usize];
-                let read = image.read_manifest(&mut bytes, offset);
-                if read.is_err() || !pages.store_at(INodeNo(IMAGE_INODE), offset, &bytes) {
-                    break;
-                }
-            }
-        };
-        thread::Builder::new().name("manifest".into()).spawn(store).map(drop)
-    }
-
-    /// Waits until the file system is unmounted.
-    pub fn wait(self) -> io::Result<()> {
-        let ended = self.session.join();
-        self.objects.recorder().tell(self.objects.link());
-        self.objects.recorder().close();
-        ended
-    }
-
-    /// The objects that are served.
-    pub fn objects(&self) -> &Arc<Objects> {
-        &self.objects
-    }
-}
-
 impl DataFs {
+    /// Answers with `objects` and the `image`, for what `pages` is the kernel's page cache. Scans are recognised once `scans`
+    /// is set.
+    pub fn new(objects: Arc<Objects>, image: Arc<ImageFile>, pages: Arc<Pages>, scans: Arc<OnceLock<Scans>>) -> Self {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        Self { objects, image, pages, scans, sorted: OnceLock::new(), uid, gid }
+    }
+
     /// Lets come what seems to be read after the object at `position`, which the kernel asks for. Returns the batch of a
     /// scan that it lies in.
     fn come_ahead(&self, position: u32) -> Option<(&Scans, Range<u32>)> {
@@ -274,121 +166,75 @@ fn child(index: &ObjectIndex, parent: u64, name: &[u8]) -> Result<u64, Errno> {
     Ok(FIRST_OBJECT + u64::from(position))
 }
 
-impl Filesystem for DataFs {
-    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // EROFS (before a repair of 2026) takes a read of its file that ends half-way for zeros. An asynchronous one fails as a
-        // whole.
-        let kernel_is_old = |_| io::Error::other("FUSE has no asynchronous direct reads (Linux 3.10)");
-        config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).map_err(kernel_is_old)?;
-        // Best effort all: a kernel without one of these is slower, not wrong.
-        let _ = config.set_max_readahead(LONGEST_READ);
-        let _ = config.set_max_write(LONGEST_READ);
-        for flag in [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
-            InitFlags::FUSE_DO_READDIRPLUS,
-        ] {
-            let _ = config.add_capabilities(flag);
-        }
-        Ok(())
-    }
-
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+impl DataFs {
+    /// What `name` in the directory `parent` is. The kernel is told of it, and may have content stored for it from here on.
+    ///
+    /// # Errors
+    /// As [`child`].
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<FileAttr, Errno> {
         let stopwatch = Stopwatch::start();
-        let ino = child(self.objects.index(), parent.0, name.as_bytes());
-        let attr = match ino.and_then(|ino| self.attr(ino).ok_or(Errno::EIO)) {
-            Ok(attr) => attr,
-            Err(error) => return reply.error(error),
-        };
-        let Some(position) = pages::position(attr.ino.0) else {
-            return reply.entry(&FOREVER, &attr, Generation(0));
-        };
-        // overlayfs looks an object up when a program opens the file: it is about to be read.
-        self.come_ahead(position);
-        self.objects.expect_opened(position);
-        reply.entry(&FOREVER, &attr, Generation(0));
-        self.pages.enter(position);
-        self.objects.recorder().count(|counters| counters.lookup.add(stopwatch.elapsed()));
-    }
-
-    /// Only the data layer's own server asks, to make the kernel know the objects ([`crate::ahead`]).
-    fn readdirplus(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        let byte = ino.0.checked_sub(FIRST_DIR).and_then(|byte| u8::try_from(byte).ok());
-        let positions = byte.map(|byte| self.folder(byte)).unwrap_or_default();
-        // The kernel has taken in what it was told before it asks for what follows.
-        positions.iter().take(offset as usize).for_each(|position| self.pages.enter(*position));
-        for (number, position) in positions.iter().enumerate().skip(offset as usize) {
-            let ino = pages::inode(*position);
-            let (Some(attr), Some((id, _))) = (self.attr(ino.0), self.objects.index().get(*position)) else { continue };
-            let path = id.object_path();
-            let name = path.split_once('/').map_or(&*path, |(_, name)| name);
-            if reply.add(ino, number as u64 + 1, name, &FOREVER, &attr, Generation(0)) {
-                break;
-            }
+        let ino = child(self.objects.index(), parent, name)?;
+        let attr = self.attr(ino).ok_or(Errno::EIO)?;
+        if let Some(position) = pages::position(ino) {
+            // overlayfs looks an object up when a program opens the file: it is about to be read.
+            self.come_ahead(position);
+            self.objects.expect_opened(position);
+            self.pages.enter(position);
+            self.objects.recorder().count(|counters| counters.lookup.add(stopwatch.elapsed()));
         }
-        reply.ok();
+        Ok(attr)
     }
 
-    fn forget(&self, _request: &Request, ino: INodeNo, _lookups: u64) {
-        if let Some(position) = pages::position(ino.0) {
+    /// The kernel has forgotten `ino`.
+    pub fn forget(&self, ino: u64) {
+        if let Some(position) = pages::position(ino) {
             self.pages.forget(position);
         }
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attr(ino.0) {
-            Some(attr) => reply.attr(&FOREVER, &attr),
-            None => reply.error(Errno::ENOENT),
-        }
+    /// What `ino` is.
+    ///
+    /// # Errors
+    /// ENOENT if nothing has this inode.
+    pub fn getattr(&self, ino: u64) -> Result<FileAttr, Errno> {
+        self.attr(ino).ok_or(Errno::ENOENT)
     }
 
-    /// ENOSYS tells the kernel once that files need no opening; it never asks again.
-    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    /// Nor closing.
-    fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn read(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        if ino.0 == IMAGE_INODE {
-            return match self.read_image(offset, size) {
-                Some(bytes) => reply.data(&bytes),
-                None => reply.error(Errno::EIO),
-            };
-        }
-        let Some(position) = pages::position(ino.0) else { return reply.error(Errno::EISDIR) };
-        match self.read_object(position, offset, size) {
-            Some(Ok(bytes)) => {
-                let whole = bytes.is_whole();
-                reply.data(&bytes);
-                if whole {
-                    self.objects.drop_small(position);
-                }
+    /// Calls `add` with the attributes, the offset behind it and the name of every small object in the directory `ino` from
+    /// `offset` on, until it says that there is no room for this one.
+    ///
+    /// Only the data layer's own server asks, to make the kernel know the objects ([`crate::ahead`]).
+    pub fn list(&self, ino: u64, offset: u64, mut add: impl FnMut(&FileAttr, u64, &[u8]) -> bool) {
+        let byte = ino.checked_sub(FIRST_DIR).and_then(|byte| u8::try_from(byte).ok());
+        let positions = byte.map(|byte| self.folder(byte)).unwrap_or_default();
+        // The kernel has taken in what it was told before it asks for what follows.
+        positions.iter().take(offset as usize).for_each(|position| self.pages.enter(*position));
+        for (number, position) in positions.iter().enumerate().skip(offset as usize) {
+            let attr = self.attr(pages::inode(*position).0);
+            let (Some(attr), Some((id, _))) = (attr, self.objects.index().get(*position)) else { continue };
+            let path = id.object_path();
+            let name = path.split_once('/').map_or(&*path, |(_, name)| name);
+            if !add(&attr, number as u64 + 1, name.as_bytes()) {
+                break;
             }
-            // Never ENOENT, never short: the kernel would show a file that is missing or full of zeros.
-            Some(Err(_)) | None => reply.error(Errno::EIO),
         }
+    }
+
+    /// `len` bytes at byte `offset` of `ino`, fewer only at its end.
+    ///
+    /// # Errors
+    /// EISDIR for a directory, EIO for what cannot be had or does not verify. Never ENOENT, never short: the kernel would
+    /// show a file that is missing or full of zeros.
+    pub fn read(&self, ino: u64, offset: u64, len: u32) -> Result<Bytes, Errno> {
+        if ino == IMAGE_INODE {
+            return self.read_image(offset, len).ok_or(Errno::EIO);
+        }
+        let position = pages::position(ino).ok_or(Errno::EISDIR)?;
+        let bytes = self.read_object(position, offset, len).and_then(Result::ok).ok_or(Errno::EIO)?;
+        if bytes.is_whole() {
+            self.objects.drop_small(position);
+        }
+        Ok(bytes)
     }
 }
 

@@ -1,6 +1,6 @@
 //! lazyroot in the guest: the data plane, and the init that mounts an image with it.
 //!
-//! The data plane (`link`, `objects`, `datafs`, `mount`) runs on any Linux, which is how `lazyroot mount` shows
+//! The data plane (`link`, `objects`, `datafs`, `session`, `mount`) runs on any Linux, which is how `lazyroot mount` shows
 //! an image without a VM. The others are for the VM alone: `boot` is PID 1, `daemon` the process behind the
 //! root, `agent` runs programs for the host.
 
@@ -16,7 +16,8 @@ mod clock;
 pub mod cmdline;
 pub mod complain;
 pub mod daemon;
-pub mod datafs;
+mod datafs;
+mod device;
 mod disk;
 mod ext4;
 mod image;
@@ -34,6 +35,7 @@ mod ready;
 pub mod recorder;
 mod runs;
 mod service;
+mod session;
 mod settings;
 mod shutdown;
 mod sys;

@@ -24,7 +24,7 @@ use crate::link::Link;
 use crate::objects::{LONGEST_READ, Objects, SMALL};
 use crate::ready::Ready;
 use crate::recorder::Recorder;
-use crate::{datafs, disk, loopdev};
+use crate::{datafs, disk, loopdev, session};
 
 /// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire
 /// (the kernel command line, or the local store).
@@ -59,7 +59,7 @@ pub enum Upper {
 /// A mounted image. Dropping it does not unmount: the kernel's mount lives until it is unmounted, and needs
 /// this process until then.
 pub struct Mounted {
-    serving: datafs::Serving,
+    serving: session::Serving,
     upper: Option<OwnedFd>,
 }
 
@@ -104,7 +104,7 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     let (device, data) = fuse()?;
     // The kernel's first request waits in the queue already; the session answers it.
     attach(data, &data_layer)?;
-    let serving = datafs::serve(objects, image, device).context("cannot serve the FUSE data layer")?;
+    let serving = session::serve(objects, image, device).context("cannot serve the FUSE data layer")?;
     set_readahead(fuse_bdi(&data_layer));
 
     let metadata_layer = workdir.layer("metadata")?;
