@@ -1,9 +1,11 @@
-//! The kernel's requests as fuser reads them from `/dev/fuse`.
+//! The kernel's requests as fuser reads them from `/dev/fuse`: INIT, FORGET and INTERRUPT always, all others unless they come over
+//! io_uring ([`crate::uring`]).
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{
@@ -11,11 +13,10 @@ use fuser::{
     ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
 };
 
+use crate::complain::complain;
 use crate::datafs::DataFs;
 use crate::objects::LONGEST_READ;
-
-/// Threads that answer the kernel. Each waits for its own reply, so this is also how many reads are in flight.
-pub const THREADS: usize = 8;
+use crate::uring::Rings;
 
 /// Objects and their sizes never change: the kernel may keep what it knows for ever.
 pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -23,12 +24,14 @@ pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// Answers what fuser reads from the device.
 pub struct Device {
     fs: Arc<DataFs>,
+    device: Arc<OwnedFd>,
+    rings: Arc<OnceLock<Rings>>,
 }
 
 impl Device {
-    /// Answers with `fs`.
-    pub fn new(fs: Arc<DataFs>) -> Self {
-        Self { fs }
+    /// Answers with `fs`. Sets `rings`, for this `device`, if requests are to come over io_uring: they are to be started then.
+    pub fn new(fs: Arc<DataFs>, device: Arc<OwnedFd>, rings: Arc<OnceLock<Rings>>) -> Self {
+        Self { fs, device, rings }
     }
 }
 
@@ -48,6 +51,16 @@ impl Filesystem for Device {
             InitFlags::FUSE_DO_READDIRPLUS,
         ] {
             let _ = config.add_capabilities(flag);
+        }
+        // Without rings the kernel need not know that there could be some.
+        if config.capabilities().contains(InitFlags::FUSE_OVER_IO_URING)
+            && let Ok(rings) = Rings::open(&self.device, &self.fs).inspect_err(|error| {
+                complain(format!("FUSE over io_uring is switched on, but cannot be had: {error}"));
+            })
+            && config.add_capabilities(InitFlags::FUSE_OVER_IO_URING).is_ok()
+        {
+            // The kernel shakes hands once.
+            let _ = self.rings.set(rings);
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use crate::complain::complain;
 use crate::link::{Link, LinkError, Ticket, Wanted};
 use crate::neighbours::{Neighbours, Step};
 use crate::pieces::Pieces;
+use crate::placement::{self, LONG_WORK};
 use crate::recorder::{Recorder, Stopwatch};
 use crate::runs::{self, Runs};
 use crate::trees::{Large, Trees};
@@ -242,7 +243,7 @@ impl Objects {
         self.whole.drop(position);
     }
 
-    /// The kernel has all of this object now, so that nothing needs to be kept here.
+    /// The kernel gets all of this object now, so that nothing needs to be kept here.
     pub fn drop_small(&self, position: u32) {
         self.budget.give_back(self.whole.drop(position));
     }
@@ -445,6 +446,10 @@ impl Objects {
         let id = object.id;
         if first == last {
             return Ok(Vec::new());
+        }
+        // In a scan it is others who do the long work, ahead of this.
+        if last - first >= LONG_WORK && !self.neighbours.is_in_scan(object.position) {
+            placement::leave();
         }
         let told = |error| ReadError::Link { id, error };
         // What proves the range and the range itself are under way together.

@@ -31,7 +31,7 @@ impl Pages {
         let _ = self.notifier.set(notifier);
     }
 
-    /// The kernel has been told of the inode of the object at this position.
+    /// The kernel is told of the inode of the object at this position, if not this moment then the next.
     pub fn enter(&self, position: u32) {
         self.word(position).fetch_or(bit(position), Ordering::Relaxed);
     }

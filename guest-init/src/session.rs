@@ -1,4 +1,4 @@
-//! A data layer being served: to the kernel through `/dev/fuse`.
+//! A data layer being served: to the kernel through `/dev/fuse` and, where it can, io_uring.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,12 +9,17 @@ use fuser::{INodeNo, Session, SessionACL};
 
 use crate::ahead::{Layer, Scans};
 use crate::datafs::{DataFs, IMAGE_INODE};
-use crate::device::{Device, THREADS};
+use crate::device::Device;
 use crate::image::ImageFile;
 use crate::objects::{LONGEST_READ, Objects};
 use crate::pages::Pages;
 use crate::prefetch;
 use crate::ready::Ready;
+use crate::uring::Rings;
+
+/// Threads that answer what comes through the device. Each waits for its own reply, so this is also how many reads are in
+/// flight.
+const THREADS: usize = 8;
 
 /// The least of the scheduler's priorities (nice(2)).
 const LOWEST_PRIORITY: i32 = 19;
@@ -34,8 +39,13 @@ pub fn serve(objects: Arc<Objects>, image: ImageFile, device: OwnedFd) -> io::Re
     let scans = Arc::<OnceLock<Scans>>::default();
     let image = Arc::new(image);
     let fs = Arc::new(DataFs::new(objects.clone(), image.clone(), pages.clone(), scans.clone()));
-    let session = Session::from_fd(Device::new(fs), device, SessionACL::All, config)?;
+    let rings = Arc::<OnceLock<Rings>>::default();
+    let kernel = Device::new(fs, Arc::new(device.try_clone()?), rings.clone());
+    let session = Session::from_fd(kernel, device, SessionACL::All, config)?;
     pages.attach(session.notifier());
+    if let Some(rings) = rings.get() {
+        rings.start();
+    }
     let session = session.spawn()?;
     Ok(Serving { session, objects, image, pages, scans })
 }

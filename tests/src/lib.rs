@@ -5,6 +5,7 @@ pub mod awkward;
 pub mod bench;
 pub mod data;
 pub mod frames;
+pub mod fuse_uring;
 pub mod images;
 pub mod lazyroot;
 pub mod s3;

@@ -2,7 +2,10 @@
 //!
 //! Mounting needs root; `make test` sees to it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::thread;
@@ -10,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use lazyroot_proto::{Algorithm, verity};
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::{rootfs, tree};
+use lazyroot_tests::{fuse_uring, rootfs, tree};
 
 /// A tree with a large and a few small files, for tests that damage it.
 fn small_tree() -> tempfile::TempDir {
@@ -37,6 +40,60 @@ fn a_mounted_image_is_the_imported_tree_to_the_last_bit() {
     assert!(files > 5000 && bytes > 100 << 20, "a real tree: {files} files, {bytes} bytes");
     let denied = fs::write(mount.path().join("new"), "x").unwrap_err();
     assert_eq!(denied.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+}
+
+/// How often the threads that answer the kernel over io_uring, for the mount at `path`, have waited.
+fn ring_waits(path: &Path) -> usize {
+    let serves = |process: &Path| {
+        fs::read(process.join("cmdline"))
+            .is_ok_and(|words| words.split(|byte| *byte == 0).any(|word| Path::new(OsStr::from_bytes(word)) == path))
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).filter(|process| serves(process));
+    let threads = processes.filter_map(|process| fs::read_dir(process.join("task")).ok()).flatten();
+    let states = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok());
+    let of_rings = states.filter(|state| state.starts_with("Name:\tfuse-"));
+    let waits = |state: String| {
+        state
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<usize>().ok())
+            .unwrap()
+    };
+    of_rings.map(waits).sum()
+}
+
+/// As everywhere in this file, but over io_uring where the kernel has that (Linux 6.14); where it has not, that is noticed.
+#[test]
+fn over_io_uring_everything_is_as_it_is_through_the_device() {
+    let switch = fuse_uring::Switch::turn(true);
+    if let Err(error) = &switch {
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    }
+    let (lazyroot, source) = (Lazyroot::default(), small_tree());
+    lazyroot.import(&rootfs(), "debian");
+    let mount = lazyroot.mount("debian", &[]);
+    tree::assert_same(&rootfs(), mount.path());
+    let waits = ring_waits(mount.path());
+    assert_eq!(waits > 1000, switch.is_ok(), "{waits} waits for requests of thousands of files");
+    tree::assert_same(&rootfs(), mount.path());
+    drop(mount);
+
+    lazyroot.import(source.path(), "small");
+    let small = object_of(&lazyroot, &[b's'; 5000]);
+    fs::OpenOptions::new().write(true).open(&small).unwrap().write_all_at(b"!", 4321).unwrap();
+    fs::remove_file(object_of(&lazyroot, &[b'o'; 5000])).unwrap();
+    let mount = lazyroot.mount("small", &[]);
+    for name in ["small", "other"] {
+        let error = fs::read(mount.path().join(name)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5), "{name}: {error}");
+    }
+    let large = fs::read(source.path().join("large")).unwrap();
+    assert!(fs::read(mount.path().join("large")).unwrap() == large);
+    drop(mount);
+
+    let off = fuse_uring::Switch::turn(false);
+    let mount = lazyroot.mount("small", &[]);
+    assert_eq!(ring_waits(mount.path()), 0, "where it is switched off it is not used");
+    drop((mount, off));
 }
 
 #[test]

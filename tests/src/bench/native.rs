@@ -12,6 +12,7 @@ mod erofsfuse;
 mod lazyroot;
 mod mounted;
 mod nydus;
+mod over_uring;
 mod squashfuse;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use super::inputs::{Inputs, SCRIPT};
 use super::peers::processor_time_of_all;
 use super::plan::{Plan, title};
 use super::report::{Cell, Report, cache};
+use crate::fuse_uring::Switch;
 
 /// The name of this part.
 pub const PART: &str = "native";
@@ -75,6 +77,9 @@ const SYSTEMS: &[(&str, Prepare)] = &[
     ("lazyroot", lazyroot::without_profile),
     ("lazyroot with profile", lazyroot::with_profile),
     ("lazyroot, profile there", lazyroot::with_profile_there),
+    ("lazyroot, io_uring", |inputs| over_uring::prepare(lazyroot::without_profile, inputs)),
+    ("lazyroot with profile, io_uring", |inputs| over_uring::prepare(lazyroot::with_profile, inputs)),
+    ("lazyroot, profile there, io_uring", |inputs| over_uring::prepare(lazyroot::with_profile_there, inputs)),
     ("naive data plane", bench_fs::naive),
     ("FUSE from memory", bench_fs::memory),
     ("FUSE from memory + socket", bench_fs::socket),
@@ -95,6 +100,8 @@ const WORKLOADS: &[&str] = &["tar", "find", "python", "gcc", "sequential", "rand
 /// If an essential system or a workload fails: a benchmark of what does not work is worth nothing.
 pub fn run(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
     report.compare(PART, composefs::NAME);
+    // But for those that say so; a kernel without the switch is as if it was off.
+    let _off = Switch::turn(false);
     let mut systems: Vec<(&str, Box<dyn System>)> = Vec::new();
     for (name, prepare) in SYSTEMS.iter().filter(|(name, _)| *name == composefs::NAME || plan.has_system(name)) {
         match prepare(inputs) {
