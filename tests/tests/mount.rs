@@ -7,7 +7,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,23 +42,31 @@ fn a_mounted_image_is_the_imported_tree_to_the_last_bit() {
     assert_eq!(denied.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
 }
 
-/// How often the threads that answer the kernel over io_uring, for the mount at `path`, have waited.
-fn ring_waits(path: &Path) -> usize {
-    let serves = |process: &Path| {
-        fs::read(process.join("cmdline"))
-            .is_ok_and(|words| words.split(|byte| *byte == 0).any(|word| Path::new(OsStr::from_bytes(word)) == path))
+/// The process that serves the mount at `path`, in /proc.
+fn server_of(path: &Path) -> PathBuf {
+    let serves = |process: &PathBuf| {
+        let words = fs::read(process.join("cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).any(|word| OsStr::from_bytes(word) == path)
     };
-    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).filter(|process| serves(process));
-    let threads = processes.filter_map(|process| fs::read_dir(process.join("task")).ok()).flatten();
-    let states = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok());
+    fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).find(serves).unwrap()
+}
+
+/// How often the threads of a process that answer the kernel over io_uring have waited.
+fn ring_waits(process: &Path) -> usize {
+    let threads = fs::read_dir(process.join("task")).unwrap().map(|thread| thread.unwrap().path());
+    let states = threads.map(|thread| fs::read_to_string(thread.join("status")).unwrap());
     let of_rings = states.filter(|state| state.starts_with("Name:\tfuse-"));
     let waits = |state: String| {
-        state
-            .lines()
-            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<usize>().ok())
-            .unwrap()
+        let count = state.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        count.trim().parse::<usize>().unwrap()
     };
     of_rings.map(waits).sum()
+}
+
+/// The root of the data layer that a process serves and nobody else sees: it keeps it open.
+fn data_layer_of(process: &Path) -> PathBuf {
+    let open = fs::read_dir(process.join("fd")).unwrap().map(|descriptor| descriptor.unwrap().path());
+    open.into_iter().find(|descriptor| descriptor.join("image").exists()).unwrap()
 }
 
 /// As everywhere in this file, but over io_uring where the kernel has that (Linux 6.14); where it has not, that is noticed.
@@ -72,8 +80,16 @@ fn over_io_uring_everything_is_as_it_is_through_the_device() {
     lazyroot.import(&rootfs(), "debian");
     let mount = lazyroot.mount("debian", &[]);
     tree::assert_same(&rootfs(), mount.path());
-    let waits = ring_waits(mount.path());
+    let server = server_of(mount.path());
+    let waits = ring_waits(&server);
     assert_eq!(waits > 1000, switch.is_ok(), "{waits} waits for requests of thousands of files");
+    let mut listed = 0;
+    for object in fs::read_dir(data_layer_of(&server).join("5a")).unwrap().map(|object| object.unwrap()) {
+        let stored = lazyroot.home().join("repository/objects/5a").join(object.file_name());
+        assert_eq!(object.metadata().unwrap().len(), fs::metadata(stored).unwrap().len());
+        listed += 1;
+    }
+    assert!(listed > 10, "a 256th of thousands of objects: {listed}");
     tree::assert_same(&rootfs(), mount.path());
     drop(mount);
 
@@ -92,7 +108,7 @@ fn over_io_uring_everything_is_as_it_is_through_the_device() {
 
     let off = fuse_uring::Switch::turn(false);
     let mount = lazyroot.mount("small", &[]);
-    assert_eq!(ring_waits(mount.path()), 0, "where it is switched off it is not used");
+    assert_eq!(ring_waits(&server_of(mount.path())), 0, "where it is switched off it is not used");
     drop((mount, off));
 }
 
