@@ -3,12 +3,13 @@
 //!
 //! The kernel has a queue for every processor. Threads that belong to the processor have a ring each, with one entry in
 //! the queue: a header and a payload, into which the kernel puts a request and the thread its reply. Interrupts, and what
-//! needs no reply, come through [`crate::device`] as ever. Source: Linux, Documentation/filesystems/fuse/fuse-io-uring.rst and fs/fuse/dev_uring.c.
+//! needs no reply, come through [`crate::device`] as ever. Source: Linux,
+//! Documentation/filesystems/fuse/fuse-io-uring.rst and fs/fuse/dev_uring.c.
 //!
 //! `unsafe` is here because nobody but us knows that the memory named to the kernel lives as long as the ring.
 #![allow(unsafe_code)]
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
@@ -25,12 +26,14 @@ use crate::fuse_abi::{self, Head, Listing, opcode, u32_at, u64_at};
 use crate::objects::LONGEST_READ;
 use crate::placement;
 
-/// Threads that answer requests, of all usable processors together; of each at least two, so that who waits for the host
-/// holds up nobody who needs not, and at most four.
-const THREADS: usize = 32;
-/// With more usable processors than this, or more that may be plugged in, the threads would take more memory than they are
-/// worth.
+/// Threads of a processor. Two at least, so that who waits for the host holds up nobody who needs not; with four, two
+/// processors have as many reads in flight as through the device.
+const THREADS: RangeInclusive<usize> = 2..=4;
+/// Threads of all usable processors together, as far as [`THREADS`] allows. Each keeps a payload of 256 KiB.
+const ALL_THREADS: usize = 32;
+/// Usable processors at most: their payloads are 32 MiB.
 const MOST_USABLE: usize = 64;
+/// Processors at most that there may ever be: each has a thread, though not all have requests.
 const MOST_POSSIBLE: usize = 512;
 
 /// `FUSE_IO_URING_CMD_REGISTER`: here is an entry, put a request into it.
@@ -75,7 +78,11 @@ impl Rings {
         let mut start = Vec::new();
         for processor in 0..possible {
             // On a processor that is not there, or not for us, asks nobody but who is allowed there and not here.
-            let threads = if usable.is_set(processor) { (THREADS / usable_count).clamp(2, 4) } else { 1 };
+            let threads = if usable.is_set(processor) {
+                (ALL_THREADS / usable_count).clamp(*THREADS.start(), *THREADS.end())
+            } else {
+                1
+            };
             for _ in 0..threads {
                 let (device, fs, opened) = (device.clone(), fs.clone(), opened.clone());
                 let (starter, started) = mpsc::channel();
@@ -148,25 +155,24 @@ impl Entry {
 
     /// Answers request after request.
     fn serve(mut self, fs: &DataFs) {
-        let mut request = self.register();
+        if let Err(error) = self.register() {
+            // FUSE, which has refused the entry, goes on with the device.
+            if !is_unmounted(&error) {
+                complain(format!("FUSE over io_uring cannot be had: {error}"));
+            }
+            return;
+        }
         loop {
-            request = match request {
-                Ok(()) => {
-                    let commit_id = self.answer(fs);
-                    self.commit_and_fetch(commit_id)
-                }
-                Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ENODEV)) =>
-                {
-                    // Unmounted.
-                    return;
-                }
+            let commit_id = self.answer(fs);
+            match self.commit_and_fetch(commit_id) {
+                Ok(()) => {}
+                Err(error) if is_unmounted(&error) => return,
                 Err(error) => {
-                    // A request may be lost: whoever waits for it gets an error from a server that ends, and none from one that stays.
+                    // The reply is lost: who waits for it gets an error from a server that ends, and nothing from one that stays.
                     complain(format!("FUSE over io_uring: {error}"));
                     std::process::exit(1);
                 }
-            };
+            }
         }
     }
 
@@ -234,6 +240,11 @@ impl Entry {
         header[PAYLOAD_LEN..][..4].copy_from_slice(&(reply.unwrap_or(0) as u32).to_ne_bytes());
         commit_id
     }
+}
+
+/// Whether it says that the file system is gone, which is how a ring ends.
+fn is_unmounted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ENODEV))
 }
 
 /// Whether the same may well succeed a moment later.

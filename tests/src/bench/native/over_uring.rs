@@ -27,6 +27,7 @@ impl System for OverUring {
     }
 
     fn learn(&self, at: &Path, workload: &str) -> Result<()> {
+        // What a workload reads is the same either way.
         self.0.learn(at, workload)
     }
 
