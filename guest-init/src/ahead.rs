@@ -10,16 +10,15 @@
 //! What is too large for a batch comes as a run ([`crate::runs`]), in a thread of its own: neither waits for the other.
 
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use lazyroot_proto::reads::Origin;
-use rustix::fs::{Mode, OFlags, RawDir, inotify};
+use rustix::fs::{Mode, OFlags, RawDir};
 
+use crate::held::Folder;
 use crate::objects::{Objects, Run};
 use crate::pages::Pages;
 use crate::ready::Ready;
@@ -49,18 +48,13 @@ struct Pending {
 }
 
 impl Scans {
-    /// Starts the threads that fill `ready` and `pages`. `layer` lists the data layer, if it can be listed.
-    pub fn start(
-        objects: Arc<Objects>,
-        pages: Arc<Pages>,
-        layer: Option<Layer>,
-        ready: Arc<Ready>,
-    ) -> std::io::Result<Self> {
+    /// Starts the threads that fill `ready` and `pages`. `layer` is the data layer's root.
+    pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, layer: Folder, ready: Arc<Ready>) -> std::io::Result<Self> {
         let (batches, batches_asked) = mpsc::channel();
         let (runs, runs_asked) = mpsc::channel();
         let pending = Arc::<Pending>::default();
         let runner = objects.clone();
-        let filler = Filler { objects, pages, layer, ready, pending: pending.clone() };
+        let filler = Filler { objects, pages, layer: Some(layer), ready, pending: pending.clone() };
         thread::Builder::new().name("ahead".into()).spawn(move || filler.run(&batches_asked))?;
         let receive = move || runs_asked.into_iter().for_each(|run| runner.receive_run(run));
         thread::Builder::new().name("runs".into()).spawn(receive)?;
@@ -97,7 +91,8 @@ impl Pending {
 struct Filler {
     objects: Arc<Objects>,
     pages: Arc<Pages>,
-    layer: Option<Layer>,
+    /// The data layer's root, until it was listed.
+    layer: Option<Folder>,
     ready: Arc<Ready>,
     pending: Arc<Pending>,
 }
@@ -156,47 +151,19 @@ impl Filler {
             && self.objects.index().entries().len() <= MAX_LISTED
         {
             // In a thread of its own: whoever answers the listing may have to wait for us.
-            let _ = thread::Builder::new().name("list".into()).spawn(move || layer.list());
+            let _ = thread::Builder::new().name("list".into()).spawn(move || list(&layer));
         }
     }
 }
 
-/// A mounted data layer that its own server may list once, which makes the kernel know all objects.
-///
-/// To have a folder of a mount open is to keep it mounted, so this lets go of it as soon as the image is unmounted.
-pub struct Layer(Arc<Mutex<Option<OwnedFd>>>);
-
-impl Layer {
-    /// The data layer mounted at `path`, below the image that is mounted at `target`.
-    ///
-    /// # Errors
-    /// If it cannot be opened, or the kernel has no inotify(7) instance left.
-    pub fn open(path: &Path, target: &Path) -> std::io::Result<Self> {
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&watch, target, inotify::WatchFlags::DELETE_SELF)?;
-        // Only to start from, which takes no request.
-        let root = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let root = Arc::new(Mutex::new(Some(root)));
-        let kept = Arc::downgrade(&root);
-        thread::Builder::new().name("unmounted".into()).spawn(move || {
-            // The image's root is never deleted: what comes is IN_UNMOUNT, when its last mount is gone.
-            let _ = rustix::io::read(&watch, &mut [0; 1024]);
-            if let Some(root) = kept.upgrade() {
-                root.lock().expect("no panic under the lock").take();
-            }
-        })?;
-        Ok(Self(root))
-    }
-
-    fn list(self) {
-        let mut buffer = Vec::with_capacity(64 << 10);
-        for byte in 0..=u8::MAX {
-            let guard = self.0.lock().expect("no panic under the lock");
-            let Some(root) = guard.as_ref() else { return };
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let Ok(dir) = rustix::fs::openat(root, format!("{byte:02x}"), flags, Mode::empty()) else { return };
-            let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
-            while let Some(Ok(_)) = entries.next() {}
-        }
+/// Lists the data layer at `root`, of which this process is the server.
+fn list(root: &Folder) {
+    let mut buffer = Vec::with_capacity(64 << 10);
+    for byte in 0..=u8::MAX {
+        let Some(root) = root.get() else { return };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(dir) = rustix::fs::openat(&root, format!("{byte:02x}"), flags, Mode::empty()) else { return };
+        let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+        while let Some(Ok(_)) = entries.next() {}
     }
 }

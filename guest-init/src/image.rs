@@ -71,6 +71,8 @@ pub struct ImageFile {
     manifest_len: u64,
     /// The first block of each object that has an address, and its position in the index; in the order of blocks.
     objects: Vec<(u32, u32)>,
+    /// By position in the index, the number of the inode of the only file that has the object.
+    inodes: HashMap<u32, u32>,
     end: u64,
 }
 
@@ -104,12 +106,12 @@ impl ImageFile {
         let first = manifest_len.next_multiple_of(LARGEST_PAGE as u64);
         let mut addresses =
             Addresses { index, small, blocks: (first / BLOCK as u64) as u32, first_blocks: HashMap::new() };
-        rewrite(&mut sys::map_shared(&manifest)?, &mut addresses);
+        let inodes = rewrite(&mut sys::map_shared(&manifest)?, &mut addresses);
         let mut objects: Vec<_> =
             addresses.first_blocks.into_iter().map(|(position, block)| (block, position)).collect();
         objects.sort_unstable();
         let end = u64::from(addresses.blocks) * BLOCK as u64;
-        Ok(Self { manifest, manifest_len, objects, end })
+        Ok(Self { manifest, manifest_len, objects, inodes, end })
     }
 
     /// Its size in bytes.
@@ -137,6 +139,11 @@ impl ImageFile {
         })
     }
 
+    /// The number of the inode of the file that has the object at `position`, if that is read from here, and by one file alone.
+    pub fn inode(&self, position: u32) -> Option<u32> {
+        self.inodes.get(&position).copied()
+    }
+
     /// Fills `bytes` from byte `offset` of the manifest on.
     ///
     /// # Errors
@@ -157,8 +164,9 @@ struct Addresses<'a> {
 }
 
 impl Addresses<'_> {
-    /// The first block of the object at `path` (`/ab/cdef...`), which a file of `size` bytes names.
-    fn of(&mut self, path: &[u8], size: u64) -> Option<u32> {
+    /// The position in the index and the first block of the object at `path` (`/ab/cdef...`), which a file of `size` bytes
+    /// names.
+    fn of(&mut self, path: &[u8], size: u64) -> Option<(u32, u32)> {
         let (dir, name) = path.strip_prefix(b"/")?.split_at_checked(2)?;
         let dir = u8::from_str_radix(std::str::from_utf8(dir).ok()?, 16).ok()?;
         let position = self.index.position(&ObjectId::from_object_path(dir, name.strip_prefix(b"/")?)?)?;
@@ -166,22 +174,24 @@ impl Addresses<'_> {
             return None;
         }
         if let Some(block) = self.first_blocks.get(&position) {
-            return Some(*block);
+            return Some((position, *block));
         }
         let end = u32::try_from(size.div_ceil(BLOCK as u64)).ok()?.checked_add(self.blocks)?;
         let block = std::mem::replace(&mut self.blocks, end);
         self.first_blocks.insert(position, block);
-        Some(block)
+        Some((position, block))
     }
 }
 
 /// Gives the large files in `manifest` their addresses. Inodes lie one behind the other from the root's on.
-fn rewrite(manifest: &mut [u8], addresses: &mut Addresses) {
+///
+/// Returns the inodes' numbers, by position in the index, of objects that one file has.
+fn rewrite(manifest: &mut [u8], addresses: &mut Addresses) -> HashMap<u32, u32> {
     let block_at = |field| u32_at(manifest, field).map(|block| block as usize * BLOCK);
     let (Some(root), Some(count), Some(inodes), Some(shared)) =
         (u16_at(manifest, ROOT_NID), u64_at(manifest, INODES), block_at(META_BLKADDR), block_at(XATTR_BLKADDR))
     else {
-        return;
+        return HashMap::new();
     };
     let mut large = Vec::new();
     // Attributes that files without an address need.
@@ -193,10 +203,11 @@ fn rewrite(manifest: &mut [u8], addresses: &mut Addresses) {
             at += SLOT;
         }
         // What is not understood may be a file that shares its attributes with one that is.
-        let Some(inode) = Inode::at(manifest, at) else { return };
+        let Some(inode) = Inode::at(manifest, at) else { return HashMap::new() };
+        let number = ((at - inodes) / SLOT) as u32;
         at = inode.end.next_multiple_of(SLOT);
         match inode.content(manifest, shared, addresses) {
-            Some(content) => large.push((inode, content)),
+            Some(content) => large.push((inode, number, content)),
             None => {
                 needed.extend(shared_attributes(manifest, inode.xattrs..inode.body, shared).map(|found| found.kind))
             }
@@ -204,14 +215,17 @@ fn rewrite(manifest: &mut [u8], addresses: &mut Addresses) {
     }
     let in_sight = |content: &Content, needed: &HashSet<usize>| content.kinds.iter().any(|kind| needed.contains(kind));
     // One of a file's attributes that stays in sight keeps the other there, and so every file that shares that.
-    while let Some(found) = large.iter().position(|(_, content)| in_sight(content, &needed)) {
-        needed.extend(large.swap_remove(found).1.kinds);
+    while let Some(found) = large.iter().position(|(.., content)| in_sight(content, &needed)) {
+        needed.extend(large.swap_remove(found).2.kinds);
     }
-    for (inode, content) in large {
+    let mut numbers = HashMap::new();
+    for (inode, number, content) in large {
         inode.give_address(manifest, &content);
+        numbers.entry(content.position).and_modify(|number| *number = None).or_insert(Some(number));
     }
     manifest[FEATURE_COMPAT] &= !CHECKSUM;
     manifest[BLOCKS..BLOCKS + 4].copy_from_slice(&addresses.blocks.to_le_bytes());
+    numbers.into_iter().filter_map(|(position, number)| Some((position, number?))).collect()
 }
 
 /// What matters of an inode, where it lies in the manifest.
@@ -269,8 +283,8 @@ impl Inode {
         let attributes = attributes(manifest, self.xattrs..self.body, shared);
         let find = |name: &[u8]| attributes.iter().find(|attribute| manifest[attribute.name.clone()] == *name);
         let (redirect, metacopy) = (find(REDIRECT)?, find(METACOPY)?);
-        let first_block = addresses.of(&manifest[redirect.value.clone()], self.size)?;
-        Some(Content { kinds: [redirect.kind, metacopy.kind], first_block })
+        let (position, first_block) = addresses.of(&manifest[redirect.value.clone()], self.size)?;
+        Some(Content { kinds: [redirect.kind, metacopy.kind], position, first_block })
     }
 
     fn give_address(&self, manifest: &mut [u8], content: &Content) {
@@ -290,6 +304,8 @@ impl Inode {
 struct Content {
     /// Of the attributes that say so, the bytes by which they are seen.
     kinds: [usize; 2],
+    /// The object's, in the index.
+    position: u32,
     /// In the image.
     first_block: u32,
 }

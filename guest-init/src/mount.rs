@@ -18,7 +18,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
-use crate::ahead::Layer;
+use crate::held::Held;
 use crate::image::ImageFile;
 use crate::link::Link;
 use crate::objects::{LONGEST_READ, Objects, SMALL};
@@ -115,7 +115,9 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     rustix::mount::mount("lazyroot", &ready_layer, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
         .context("cannot mount a tmpfs for what is read ahead")?;
     let ready = Arc::new(Ready::open(&ready_layer)?);
-    serving.replay_profile(ready.clone()).context("cannot start a thread")?;
+    let mut held = Held::default();
+    let metadata = held.open(&metadata_layer, OFlags::RDONLY)?;
+    serving.replay_profile(ready.clone(), metadata).context("cannot start a thread")?;
 
     let upper_layer = match &upper {
         Upper::None => None,
@@ -138,10 +140,12 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     }
     let upper =
         upper_layer.map(|dir| open_folder(&dir.join(CHANGES))).transpose().context("cannot open the upper layer")?;
-    // Best effort: without it scans are slower.
-    let layer = Layer::open(&data_layer, target).ok();
+    // Only to start from, which takes no request.
+    let data = held.open(&data_layer, OFlags::PATH)?;
+    // Best effort: without them all is there, only slower.
+    let _ = held.until_unmounted(target);
     drop(workdir);
-    serving.read_ahead(layer, ready).context("cannot start a thread")?;
+    serving.read_ahead(data, ready).context("cannot start a thread")?;
     serving.store_manifest().context("cannot start a thread")?;
     Ok(Mounted { serving, upper })
 }

@@ -225,7 +225,7 @@ impl Objects {
     /// What came for `position`, with the boot profile, stays until a program asks for it, or [`Objects::drop_ahead`].
     pub fn hold_small(&self, position: u32, bytes: usize) {
         self.budget.take(self.whole.hold(position));
-        self.recorder.count(|counters| counters.profile_bytes += bytes as u64);
+        self.watch(bytes as u64);
     }
 
     /// Programs find the object at `position` by themselves from here on: nobody needs to bring it again.
@@ -268,26 +268,34 @@ impl Objects {
         self.budget.give_back(self.whole.drop_held() + self.pieces.drop_profile());
     }
 
-    /// These ranges of large objects are named by the boot profile. Returns what of them is on its way from now on: what
-    /// nobody has asked for before.
-    pub fn expect_pieces(&self, wanted: Vec<Wanted>) -> Vec<Wanted> {
-        wanted.into_iter().flat_map(|wanted| self.expect_piece(wanted.extent, Origin::Profile)).collect()
-    }
-
-    fn expect_piece(&self, extent: Extent, origin: Origin) -> Vec<Wanted> {
+    /// The `extent` of a large object is wanted on behalf of `origin`. Returns what of it is to be asked for: what nobody has
+    /// asked for before.
+    pub fn expect_piece(&self, extent: Extent, origin: Origin) -> Vec<Wanted> {
         // What the kernel asked for while the boot lasts, it has. A run is of use where it reads again, too.
         let is_here = |block| origin == Origin::Profile && self.asked.has(extent.position, block);
         let absent = self.pieces.expect(extent, origin, is_here);
         absent.into_iter().filter_map(|extent| Wanted::new(&self.index, extent)).collect()
     }
 
-    /// A piece has come, or will not.
-    pub fn keep_piece(&self, wanted: &Wanted, data: Result<Vec<u8>, LinkError>) {
+    /// A piece has come with the boot profile. Returns how many bytes; `None` if it could not be had, or does not verify.
+    pub fn keep_piece(&self, wanted: &Wanted, data: Result<Vec<u8>, LinkError>) -> Option<usize> {
         let verified = self.verified(wanted, data);
-        let bytes = verified.as_ref().map_or(0, Vec::len);
-        self.budget.take(bytes);
-        self.recorder.count(|counters| counters.profile_bytes += bytes as u64);
+        let bytes = verified.as_ref().map(Vec::len);
+        self.budget.take(bytes.unwrap_or(0));
         self.pieces.arrive(wanted.extent, verified);
+        bytes
+    }
+
+    /// The kernel is about to read a piece ahead of programs. `false` if they were faster.
+    pub fn hand_over(&self, wanted: &Wanted) -> bool {
+        let seen = self.pieces.hand_over(wanted.extent);
+        seen.into_iter().for_each(|bytes| self.watch(bytes));
+        seen.is_some()
+    }
+
+    /// Whether a program asks for these `bytes` of the boot profile is seen.
+    pub fn watch(&self, bytes: u64) {
+        self.recorder.count(|counters| counters.profile_bytes += bytes);
     }
 
     fn verified(&self, wanted: &Wanted, data: Result<Vec<u8>, LinkError>) -> Option<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! Verified pieces of large objects that came ahead of need, for a boot profile or a run, until a program reads them.
+//! Verified pieces of large objects that came ahead of need, for a boot profile or a run, until they are read.
 //!
 //! Pieces never overlap, whoever asked for them: what one has brought, or will, the other does not bring again.
 
@@ -45,9 +45,10 @@ pub struct Found {
     pub start: usize,
     /// Who brought the first of them.
     pub origin: Origin,
-    /// How many of them nobody had read before: those that the boot profile brought, and the others.
+    /// How many of them nobody had read before: those that the boot profile brought and programs ask for, and those that
+    /// came in runs.
     pub fresh: (u64, u64),
-    /// Bytes of memory that were freed with it, of what the boot profile brought.
+    /// Bytes of memory that were freed with it, of what the boot profile brought and programs ask for.
     pub freed: usize,
 }
 
@@ -88,6 +89,16 @@ impl Pieces {
         self.arrived.notify_all();
     }
 
+    /// The kernel is about to read the piece at `extent` ahead of programs: who reads it from now on is not seen. Returns how
+    /// many bytes of it programs have asked for; `None` if it is not here any more.
+    pub fn hand_over(&self, extent: Extent) -> Option<u64> {
+        let mut pieces = self.lock();
+        let piece =
+            pieces.get_mut(&key(extent)).filter(|piece| piece.origin == Origin::Profile && piece.data.is_some())?;
+        piece.origin = Origin::Unseen;
+        Some(u64::from(piece.read.count_ones()) * BLOCK as u64)
+    }
+
     /// All the bytes of `extent`, `len` of them, if pieces hold them, or will soon.
     pub fn take(&self, extent: Extent, len: usize) -> Option<Found> {
         self.take_within(extent, len, |origin| match origin {
@@ -113,14 +124,14 @@ impl Pieces {
 
     /// Lets go of what runs brought of the object at `position`.
     pub fn drop_run(&self, position: u32) {
-        self.lock().retain(|key, piece| key.0 != position || piece.origin == Origin::Profile);
+        self.lock().retain(|key, piece| key.0 != position || piece.origin != Origin::Neighbour);
         self.arrived.notify_all();
     }
 
     /// Lets go of what the boot profile brought; returns how much memory that was, in bytes.
     pub fn drop_profile(&self) -> usize {
         let mut pieces = self.lock();
-        let gone = pieces.extract_if(.., |_, piece| piece.origin == Origin::Profile);
+        let gone = pieces.extract_if(.., |_, piece| piece.origin != Origin::Neighbour);
         let freed = gone.filter_map(|(_, piece)| piece.data).map(|data| data.len()).sum();
         self.arrived.notify_all();
         freed
@@ -175,10 +186,13 @@ fn collect(pieces: &mut BTreeMap<Key, Piece>, keys: &[Key], extent: Extent, len:
         let bits = (first..last).fold(0u64, |bits, block| bits | 1 << block);
         let fresh = u64::from((bits & !piece.read).count_ones()) * BLOCK as u64;
         piece.read |= bits;
-        let is_profile = piece.origin == Origin::Profile;
-        *(if is_profile { &mut found.fresh.0 } else { &mut found.fresh.1 }) += fresh;
+        match piece.origin {
+            Origin::Profile => found.fresh.0 += fresh,
+            Origin::Neighbour => found.fresh.1 += fresh,
+            _ => (),
+        }
         if piece.read.count_ones() as usize >= data.len().div_ceil(BLOCK) {
-            found.freed += if is_profile { data.len() } else { 0 };
+            found.freed += if piece.origin == Origin::Profile { data.len() } else { 0 };
             pieces.remove(key);
         }
         if keys.len() > 1 {
@@ -236,6 +250,19 @@ mod tests {
         let rest = take(&pieces, extent(4, 4), 4 * BLOCK).unwrap();
         assert_eq!((rest.fresh, rest.freed), ((2 * BLOCK as u64, 0), 4 * BLOCK));
         assert!(pieces.lock().is_empty(), "what was read leaves");
+    }
+
+    #[test]
+    fn what_was_handed_over_is_read_unseen_and_stays_paid_for() {
+        let pieces = Pieces::default();
+        put(&pieces, 0, 4 * BLOCK, Origin::Profile);
+        put(&pieces, 4, BLOCK, Origin::Neighbour);
+        assert_eq!(pieces.hand_over(extent(4, 1)), None, "what came in a run is for the program");
+        assert_eq!(take(&pieces, extent(0, 1), BLOCK).unwrap().fresh, (BLOCK as u64, 0));
+        assert_eq!(pieces.hand_over(extent(0, 4)), Some(BLOCK as u64));
+        let rest = take(&pieces, extent(0, 4), 4 * BLOCK).unwrap();
+        assert_eq!((rest.origin, rest.fresh, rest.freed), (Origin::Unseen, (0, 0), 0));
+        assert_eq!(pieces.hand_over(extent(0, 4)), None, "it is the kernel's");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The boot profile, fetched ahead of need in the order in which the last boots needed it.
 //!
-//! What arrives is verified and, within a budget of memory, put where programs find it without asking ([`crate::ready`]).
-//! Nobody would know then what was of use, so the host has a sample of it watched: that, and parts of large objects, wait
-//! here until a program asks for them. Requests are few and small enough that a read that a program waits for is never far behind them. After the
+//! What arrives is verified and, within a budget of memory, put where programs find it without asking: small objects into a
+//! layer of their own ([`crate::ready`]), parts of large ones into EROFS' page cache ([`crate::readahead`]).
+//! Nobody would know then what was of use, so the host has a sample of it watched, which waits
+//! here until a program asks for it. Requests are few and small enough that a read that a program waits for is never far behind them. After the
 //! boot what nobody asked for is dropped.
 
 use std::collections::VecDeque;
@@ -17,6 +18,7 @@ use crate::link::{Ticket, Wanted};
 use crate::objects::{Objects, SMALL};
 use crate::pages::Pages;
 use crate::pieces::MAX_BLOCKS;
+use crate::readahead::{self, Readahead};
 use crate::ready::Ready;
 use crate::recorder::Stopwatch;
 
@@ -31,12 +33,12 @@ const LIST_BYTES: u64 = 256 << 10;
 ///
 /// # Errors
 /// If the system has no thread for it.
-pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, ready: Arc<Ready>) -> std::io::Result<()> {
+pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, ready: Arc<Ready>, readahead: Readahead) -> std::io::Result<()> {
     thread::Builder::new().name("prefetch".into()).spawn(move || {
         let deadline = Instant::now() + BOOT;
         // A profile that cannot be had is none.
         let profile = objects.link().profile().unwrap_or_default();
-        let prefetch = Prefetch { objects, pages, ready, deadline };
+        let prefetch = Prefetch { objects, pages, ready, readahead, deadline };
         prefetch.replay(&profile);
         thread::sleep(deadline.saturating_duration_since(Instant::now()));
         prefetch.objects.drop_ahead();
@@ -49,6 +51,7 @@ struct Prefetch {
     objects: Arc<Objects>,
     pages: Arc<Pages>,
     ready: Arc<Ready>,
+    readahead: Readahead,
     deadline: Instant,
 }
 
@@ -58,13 +61,14 @@ struct List {
     bytes: u64,
     /// Small objects, by position, and whether they are watched.
     small: Vec<(u32, bool)>,
-    pieces: Vec<Wanted>,
+    /// Of large ones, and whether they stay until a program asks for them.
+    pieces: Vec<(Wanted, bool)>,
 }
 
 /// A list that was asked for.
 struct UnderWay {
     small: Vec<(u32, bool)>,
-    pieces: Vec<(Wanted, Ticket)>,
+    pieces: Vec<(Wanted, bool, Ticket)>,
 }
 
 impl Prefetch {
@@ -86,7 +90,7 @@ impl Prefetch {
     fn lists(&self, profile: &[Hint]) -> Vec<List> {
         let index = self.objects.index();
         let mut lists = vec![List::default()];
-        for hint in profile {
+        for (number, hint) in profile.iter().enumerate() {
             let Some((_, size)) = index.get(hint.extent.position) else { continue };
             let small = size <= SMALL;
             // Small objects travel whole.
@@ -104,7 +108,7 @@ impl Prefetch {
             if small {
                 list.small.push((wanted.extent.position, hint.watched));
             } else {
-                list.pieces.push(wanted);
+                list.pieces.push((wanted, hint.watched || is_sequential(profile, number)));
             }
         }
         lists
@@ -114,9 +118,13 @@ impl Prefetch {
         // What the kernel knows a program has read.
         let small: Vec<_> = list.small.into_iter().filter(|(position, _)| !self.pages.knows(*position)).collect();
         self.objects.expect_small(small.iter().map(|(position, _)| *position), Origin::Profile);
-        let pieces = self.objects.expect_pieces(list.pieces);
+        let expect = |(wanted, stays): (Wanted, bool)| {
+            let absent = self.objects.expect_piece(wanted.extent, Origin::Profile);
+            absent.into_iter().map(move |wanted| (wanted, stays))
+        };
+        let (pieces, stay): (Vec<_>, Vec<_>) = list.pieces.into_iter().flat_map(expect).unzip();
         let tickets = self.objects.link().read_ahead(&pieces);
-        UnderWay { small, pieces: pieces.into_iter().zip(tickets).collect() }
+        UnderWay { small, pieces: pieces.into_iter().zip(stay).zip(tickets).map(|((a, b), c)| (a, b, c)).collect() }
     }
 
     fn receive(&self, list: UnderWay) {
@@ -131,8 +139,27 @@ impl Prefetch {
                 self.objects.hold_small(position, content.len());
             }
         }
-        for (wanted, ticket) in list.pieces {
-            self.objects.keep_piece(&wanted, self.objects.link().redeem(ticket));
+        for (wanted, stays, ticket) in list.pieces {
+            let came = self.objects.keep_piece(&wanted, self.objects.link().redeem(ticket));
+            let Some(bytes) = came else { continue };
+            let file = if stays { None } else { self.readahead.open(wanted.extent.position) };
+            match file.filter(|_| self.objects.hand_over(&wanted)) {
+                Some(file) => readahead::read(&file, &wanted),
+                None => self.objects.watch(bytes as u64),
+            }
         }
     }
+}
+
+/// Whether this part of a profile was read as one reads a file from its beginning to its end. The kernel reads ahead for
+/// such a program by itself, in larger pages than it does for [`readahead::read`], which are read faster.
+fn is_sequential(profile: &[Hint], number: usize) -> bool {
+    let goes_on = |first: usize| {
+        let Some([Hint { extent, .. }, Hint { extent: next, .. }]) = profile.get(first..first + 2) else {
+            return false;
+        };
+        let adjoin = next.position == extent.position && next.block == extent.block + extent.blocks;
+        adjoin && [extent.blocks, next.blocks] == [MAX_BLOCKS; 2]
+    };
+    goes_on(number) || number.checked_sub(1).is_some_and(goes_on)
 }

@@ -7,13 +7,15 @@ use std::thread;
 
 use fuser::{INodeNo, Session, SessionACL};
 
-use crate::ahead::{Layer, Scans};
+use crate::ahead::Scans;
 use crate::datafs::{DataFs, IMAGE_INODE};
 use crate::device::Device;
+use crate::held::Folder;
 use crate::image::ImageFile;
 use crate::objects::{LONGEST_READ, Objects};
 use crate::pages::Pages;
 use crate::prefetch;
+use crate::readahead::Readahead;
 use crate::ready::Ready;
 use crate::uring::Rings;
 
@@ -60,20 +62,22 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// From here on what the image's boot profile names is brought ahead of the programs, into the layer `ready`.
+    /// From here on what the image's boot profile names is brought ahead of the programs, into the layer `ready` and the
+    /// page cache of the EROFS that is mounted from the image, of which `metadata` is a folder.
     ///
     /// # Errors
     /// If the system has no thread for it.
-    pub fn replay_profile(&self, ready: Arc<Ready>) -> io::Result<()> {
-        prefetch::start(self.objects.clone(), self.pages.clone(), ready)
+    pub fn replay_profile(&self, ready: Arc<Ready>, metadata: Folder) -> io::Result<()> {
+        let readahead = Readahead::new(self.image.clone(), metadata);
+        prefetch::start(self.objects.clone(), self.pages.clone(), ready, readahead)
     }
 
     /// From here on scans are recognised and their objects put where programs find them ahead of the program, with the
-    /// help of `layer`, where the kernel sees this data layer.
+    /// help of `layer`, the root of this data layer.
     ///
     /// # Errors
     /// If the system has no thread for it.
-    pub fn read_ahead(&self, layer: Option<Layer>, ready: Arc<Ready>) -> io::Result<()> {
+    pub fn read_ahead(&self, layer: Folder, ready: Arc<Ready>) -> io::Result<()> {
         let scans = Scans::start(self.objects.clone(), self.pages.clone(), layer, ready)?;
         // There is nobody else who sets it.
         let _ = self.scans.set(scans);

@@ -4,7 +4,7 @@
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -125,6 +125,38 @@ impl<F: AsFd> Drop for Frozen<F> {
         // SAFETY: the request uses no argument. It fails if somebody else was faster.
         unsafe { libc::ioctl(self.0.as_fd().as_raw_fd(), FITHAW as _, 0) };
     }
+}
+
+/// The file with the inode `number` and generation 0 on the file system of the folder `mount`, opened for reading
+/// (open_by_handle_at(2)).
+///
+/// # Errors
+/// `ESTALE` if the file system knows no such inode, or has other handles than EROFS.
+pub fn open_inode(mount: &impl AsFd, number: u32) -> io::Result<OwnedFd> {
+    /// `FILEID_INO32_GEN` of the kernel's linux/exportfs.h: the inode's number and its generation. EROFS until 2025 (Linux 6.12).
+    const INO32_GEN: libc::c_int = 1;
+    /// `FILEID_INO64_GEN`: the number's upper half, its lower half, and the generation. EROFS since (Linux 6.18).
+    const INO64_GEN: libc::c_int = 0x81;
+    /// `struct file_handle` of linux/fcntl.h, with room for both.
+    #[repr(C)]
+    struct Handle {
+        bytes: libc::c_uint,
+        kind: libc::c_int,
+        words: [u32; 3],
+    }
+    let open = |kind, len: usize, words| {
+        let mut handle = Handle { bytes: (len * size_of::<u32>()) as libc::c_uint, kind, words };
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+        // SAFETY: the call reads a handle of the length that it begins with, which is no more than there is, and keeps no
+        // pointer.
+        let file = unsafe { libc::open_by_handle_at(mount.as_fd().as_raw_fd(), (&raw mut handle).cast(), flags) };
+        if file < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it was just opened, and nobody else has it.
+        Ok(unsafe { OwnedFd::from_raw_fd(file) })
+    };
+    open(INO64_GEN, 3, [0, number, 0]).or_else(|_| open(INO32_GEN, 2, [number, 0, 0]))
 }
 
 /// Bytes as the operating system's string: on Linux they are the same.

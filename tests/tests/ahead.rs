@@ -192,6 +192,40 @@ fn what_the_first_mount_read_is_there_before_the_second_asks() {
     assert_eq!(bench.entries().runs, 2);
 }
 
+/// As a program does that jumps about in a library.
+#[test]
+fn what_was_read_here_and_there_in_a_large_file_is_in_the_page_cache_before_a_program_asks() {
+    let bench = Bench::new();
+    let large = fs::read(bench.source.path().join("large")).unwrap();
+    let position = bench.position(verity::digest(Algorithm::Sha256, &large));
+    let offsets: Vec<usize> = (0..20).map(|number| number * 7 % 20 * 200_000).collect();
+    let read_all = |tree: &Path| {
+        let file = fs::File::open(tree.join("large")).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+        for offset in &offsets {
+            let mut bytes = vec![0; 4096];
+            file.read_exact_at(&mut bytes, *offset as u64).unwrap();
+            assert!(bytes == large[*offset..][..bytes.len()], "at {offset} is what was imported");
+        }
+    };
+    bench.mounted(|tree, _| read_all(tree));
+    let hints = bench.entries().hints(&bench.index);
+    let of_large: Vec<_> = hints.iter().filter(|hint| hint.extent.position == position).collect();
+    assert!(of_large.len() >= 20 && of_large.iter().all(|hint| !hint.watched), "not its turn: {of_large:?}");
+
+    let ((), second) = bench.mounted(|tree, activity| {
+        // Pieces of 16 KiB, of which 4 KiB were read each time, or 8.
+        let ready = || activity.state().counters.read_bytes[Origin::Unseen as usize] >= 20 * (16 << 10);
+        until("the kernel has read it", ready);
+        read_all(tree);
+    });
+    let asked_for: Vec<_> = second.reads.iter().filter(|read| read.origin != Origin::Unseen).collect();
+    assert!(asked_for.iter().all(|read| read.extent.position != position), "{asked_for:?}");
+    assert_eq!((second.counters.profile_bytes, second.counters.profile_used_bytes), (0, 0));
+    let entries = bench.entries().entries;
+    assert!(entries.iter().filter(|entry| entry.position == position && entry.missed == 0).count() >= 20, "kept");
+}
+
 #[test]
 fn a_scan_that_the_profile_knows_brings_nothing_twice() {
     let bench = Bench::new();
