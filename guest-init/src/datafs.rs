@@ -62,6 +62,10 @@ impl DataFs {
     /// Up to `len` bytes at byte `offset` of the object at `position`, as [`Objects::read`]; what seems to be read next
     /// comes ahead.
     fn read_object(&self, position: u32, offset: u64, len: u32) -> Option<Result<Bytes, ReadError>> {
+        if self.objects.is_handed_over(position, offset) {
+            // No program waits for it, and nothing is known of what comes next.
+            return self.objects.read(position, offset, len);
+        }
         let stopwatch = Stopwatch::start();
         let scan = self.come_ahead(position);
         if let Some(scans) = self.scans.get() {

@@ -214,11 +214,13 @@ fn rewrite(manifest: &mut [u8], addresses: &mut Addresses) -> HashMap<u32, u32> 
         }
     }
     let in_sight = |content: &Content, needed: &HashSet<usize>| content.kinds.iter().any(|kind| needed.contains(kind));
+    let mut numbers = HashMap::new();
     // One of a file's attributes that stays in sight keeps the other there, and so every file that shares that.
     while let Some(found) = large.iter().position(|(.., content)| in_sight(content, &needed)) {
-        needed.extend(large.swap_remove(found).2.kinds);
+        let (.., content) = large.swap_remove(found);
+        needed.extend(content.kinds);
+        numbers.insert(content.position, None);
     }
-    let mut numbers = HashMap::new();
     for (inode, number, content) in large {
         inode.give_address(manifest, &content);
         numbers.entry(content.position).and_modify(|number| *number = None).or_insert(Some(number));

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::ObjectId;
@@ -22,9 +22,11 @@ use crate::held::Held;
 use crate::image::ImageFile;
 use crate::link::Link;
 use crate::objects::{LONGEST_READ, Objects, SMALL};
+use crate::pages::Pages;
+use crate::readahead::Readahead;
 use crate::ready::Ready;
 use crate::recorder::Recorder;
-use crate::{datafs, disk, loopdev, session};
+use crate::{datafs, disk, loopdev, prefetch, session};
 
 /// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire
 /// (the kernel command line, or the local store).
@@ -95,29 +97,42 @@ impl Mounted {
 pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper: Upper) -> Result<Mounted> {
     let manifest = fetch_manifest(&link, trust.manifest)?;
     let index = fetch_index(&link, trust.index)?;
-    let image = ImageFile::new(manifest, &index, SMALL).context("cannot keep the manifest in memory")?;
+    let image = Arc::new(ImageFile::new(manifest, &index, SMALL).context("cannot keep the manifest in memory")?);
     let recorder = Recorder::start(link.clone()).context("cannot start a thread")?;
     let objects = Arc::new(Objects::new(link, index, recorder, prefetch_budget()));
 
     let workdir = Workdir::mount(workdir)?;
-    let data_layer = workdir.layer("data")?;
-    let (device, data) = fuse()?;
-    // The kernel's first request waits in the queue already; the session answers it.
-    attach(data, &data_layer)?;
-    let serving = session::serve(objects, image, device).context("cannot serve the FUSE data layer")?;
-    set_readahead(fuse_bdi(&data_layer));
-
-    let metadata_layer = workdir.layer("metadata")?;
-    attach(erofs(&data_layer.join(datafs::IMAGE))?, &metadata_layer)?;
-    set_readahead(latest_erofs_bdi());
-
     let ready_layer = workdir.layer("ready")?;
     rustix::mount::mount("lazyroot", &ready_layer, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=700")
         .context("cannot mount a tmpfs for what is read ahead")?;
     let ready = Arc::new(Ready::open(&ready_layer)?);
+    let pages = Arc::new(Pages::new(objects.index().entries().len()));
+    // Before there is anything that could be read: what the boot profile brings first is needed first.
+    let (arrive, arrived) = mpsc::channel();
+    prefetch::start(objects.clone(), pages.clone(), ready.clone(), arrive).context("cannot start a thread")?;
+
+    let data_layer = workdir.layer("data")?;
+    let (device, data) = fuse()?;
+    // The kernel's first request waits in the queue already; the session answers it.
+    attach(data, &data_layer)?;
+    let serving =
+        session::serve(objects.clone(), image.clone(), pages, device).context("cannot serve the FUSE data layer")?;
+    set_readahead(fuse_bdi(&data_layer));
+
+    let metadata_layer = workdir.layer("metadata")?;
+    let (metadata, backing) = erofs(&data_layer.join(datafs::IMAGE))?;
+    attach(metadata, &metadata_layer)?;
+    set_readahead(latest_erofs_bdi());
+
     let mut held = Held::default();
-    let metadata = held.open(&metadata_layer, OFlags::RDONLY)?;
-    serving.replay_profile(ready.clone(), metadata).context("cannot start a thread")?;
+    let mut hold = |dir: &Path, flags| held.open(dir, flags).with_context(|| format!("cannot open {}", dir.display()));
+    let metadata = hold(&metadata_layer, OFlags::RDONLY)?;
+    // Only to start from, which takes no request.
+    let data = hold(&data_layer, OFlags::PATH)?;
+    if backing == Backing::File {
+        let limit = prefetch_budget() as u64;
+        Readahead { objects, image, metadata, limit }.start(arrived).context("cannot start a thread")?;
+    }
 
     let upper_layer = match &upper {
         Upper::None => None,
@@ -140,8 +155,6 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     }
     let upper =
         upper_layer.map(|dir| open_folder(&dir.join(CHANGES))).transpose().context("cannot open the upper layer")?;
-    // Only to start from, which takes no request.
-    let data = held.open(&data_layer, OFlags::PATH)?;
     // Best effort: without them all is there, only slower.
     let _ = held.until_unmounted(target);
     drop(workdir);
@@ -263,7 +276,16 @@ impl FsContext {
     }
 }
 
-fn erofs(image: &Path) -> Result<OwnedFd> {
+/// What EROFS reads from.
+#[derive(PartialEq, Eq)]
+enum Backing {
+    /// The image file.
+    File,
+    /// A loop device on it, which has pages of its own.
+    Loop,
+}
+
+fn erofs(image: &Path) -> Result<(OwnedFd, Backing)> {
     let mount = |source: &str| {
         let erofs = FsContext::open("erofs", "it needs CONFIG_EROFS_FS (module erofs)")?;
         // Reads go from the image file straight into EROFS' page cache, and asynchronously, so that one fails as a whole.
@@ -276,9 +298,9 @@ fn erofs(image: &Path) -> Result<OwnedFd> {
         Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::NOTBLK) => {
             let device = loopdev::attach(Path::new("/dev"), &File::open(image)?)
                 .context("this kernel cannot mount EROFS from a file (6.12 can), and offers no loop device instead")?;
-            mount(&device.path().to_string_lossy())
+            Ok((mount(&device.path().to_string_lossy())?, Backing::Loop))
         }
-        other => other,
+        other => Ok((other?, Backing::File)),
     }
 }
 

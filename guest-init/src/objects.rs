@@ -293,6 +293,12 @@ impl Objects {
         seen.is_some()
     }
 
+    /// Whether it is the kernel that reads byte `offset` of the object at `position`, ahead of programs.
+    pub fn is_handed_over(&self, position: u32, offset: u64) -> bool {
+        let block = u32::try_from(offset / verity::BLOCK as u64);
+        self.large(position).is_some() && block.is_ok_and(|block| self.pieces.is_handed_over(position, block))
+    }
+
     /// Whether a program asks for these `bytes` of the boot profile is seen.
     pub fn watch(&self, bytes: u64) {
         self.recorder.count(|counters| counters.profile_bytes += bytes);

@@ -48,7 +48,7 @@ pub struct Found {
     /// How many of them nobody had read before: those that the boot profile brought and programs ask for, and those that
     /// came in runs.
     pub fresh: (u64, u64),
-    /// Bytes of memory that were freed with it, of what the boot profile brought and programs ask for.
+    /// Bytes of memory that were freed with it, of what the boot profile brought.
     pub freed: usize,
 }
 
@@ -97,6 +97,12 @@ impl Pieces {
             pieces.get_mut(&key(extent)).filter(|piece| piece.origin == Origin::Profile && piece.data.is_some())?;
         piece.origin = Origin::Unseen;
         Some(u64::from(piece.read.count_ones()) * BLOCK as u64)
+    }
+
+    /// Whether the kernel reads this block ahead of programs, or may.
+    pub fn is_handed_over(&self, position: u32, block: u32) -> bool {
+        let pieces = self.lock();
+        piece_at(&pieces, position, block).is_some_and(|(key, _)| pieces[&key].origin == Origin::Unseen)
     }
 
     /// All the bytes of `extent`, `len` of them, if pieces hold them, or will soon.
@@ -192,7 +198,7 @@ fn collect(pieces: &mut BTreeMap<Key, Piece>, keys: &[Key], extent: Extent, len:
             _ => (),
         }
         if piece.read.count_ones() as usize >= data.len().div_ceil(BLOCK) {
-            found.freed += if piece.origin == Origin::Profile { data.len() } else { 0 };
+            found.freed += if piece.origin == Origin::Neighbour { 0 } else { data.len() };
             pieces.remove(key);
         }
         if keys.len() > 1 {
@@ -253,15 +259,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_handed_over_is_read_unseen_and_stays_paid_for() {
+    fn what_was_handed_over_is_read_unseen() {
         let pieces = Pieces::default();
         put(&pieces, 0, 4 * BLOCK, Origin::Profile);
         put(&pieces, 4, BLOCK, Origin::Neighbour);
         assert_eq!(pieces.hand_over(extent(4, 1)), None, "what came in a run is for the program");
         assert_eq!(take(&pieces, extent(0, 1), BLOCK).unwrap().fresh, (BLOCK as u64, 0));
+        assert!(!pieces.is_handed_over(7, 1));
         assert_eq!(pieces.hand_over(extent(0, 4)), Some(BLOCK as u64));
+        assert!(pieces.is_handed_over(7, 1));
         let rest = take(&pieces, extent(0, 4), 4 * BLOCK).unwrap();
-        assert_eq!((rest.origin, rest.fresh, rest.freed), (Origin::Unseen, (0, 0), 0));
+        assert_eq!((rest.origin, rest.fresh, rest.freed), (Origin::Unseen, (0, 0), 4 * BLOCK));
         assert_eq!(pieces.hand_over(extent(0, 4)), None, "it is the kernel's");
     }
 

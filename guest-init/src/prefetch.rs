@@ -6,8 +6,9 @@
 //! here until a program asks for it. Requests are few and small enough that a read that a program waits for is never far behind them. After the
 //! boot what nobody asked for is dropped.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::mpsc::{SendError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,6 @@ use crate::link::{Ticket, Wanted};
 use crate::objects::{Objects, SMALL};
 use crate::pages::Pages;
 use crate::pieces::MAX_BLOCKS;
-use crate::readahead::{self, Readahead};
 use crate::ready::Ready;
 use crate::recorder::Stopwatch;
 
@@ -29,16 +29,21 @@ const BOOT: Duration = Duration::from_secs(60);
 /// costs it 10 ms on a link that carries 50 MiB/s.
 const LIST_BYTES: u64 = 256 << 10;
 
-/// Fetches the image's boot profile in a thread of its own.
+/// Fetches the image's boot profile in a thread of its own. Pieces that have `arrived` are for [`crate::readahead`].
 ///
 /// # Errors
 /// If the system has no thread for it.
-pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, ready: Arc<Ready>, readahead: Readahead) -> std::io::Result<()> {
+pub fn start(
+    objects: Arc<Objects>,
+    pages: Arc<Pages>,
+    ready: Arc<Ready>,
+    arrived: Sender<Vec<Wanted>>,
+) -> std::io::Result<()> {
     thread::Builder::new().name("prefetch".into()).spawn(move || {
         let deadline = Instant::now() + BOOT;
         // A profile that cannot be had is none.
         let profile = objects.link().profile().unwrap_or_default();
-        let prefetch = Prefetch { objects, pages, ready, readahead, deadline };
+        let prefetch = Prefetch { objects, pages, ready, arrived, deadline };
         prefetch.replay(&profile);
         thread::sleep(deadline.saturating_duration_since(Instant::now()));
         prefetch.objects.drop_ahead();
@@ -51,7 +56,8 @@ struct Prefetch {
     objects: Arc<Objects>,
     pages: Arc<Pages>,
     ready: Arc<Ready>,
-    readahead: Readahead,
+    /// Where pieces go that need not stay.
+    arrived: Sender<Vec<Wanted>>,
     deadline: Instant,
 }
 
@@ -90,7 +96,8 @@ impl Prefetch {
     fn lists(&self, profile: &[Hint]) -> Vec<List> {
         let index = self.objects.index();
         let mut lists = vec![List::default()];
-        for (number, hint) in profile.iter().enumerate() {
+        let longest = longest(profile);
+        for hint in profile {
             let Some((_, size)) = index.get(hint.extent.position) else { continue };
             let small = size <= SMALL;
             // Small objects travel whole.
@@ -108,7 +115,7 @@ impl Prefetch {
             if small {
                 list.small.push((wanted.extent.position, hint.watched));
             } else {
-                list.pieces.push((wanted, hint.watched || is_sequential(profile, number)));
+                list.pieces.push((wanted, hint.watched || is_sequential(hint.extent, &longest)));
             }
         }
         lists
@@ -139,27 +146,35 @@ impl Prefetch {
                 self.objects.hold_small(position, content.len());
             }
         }
+        let mut moving = Vec::new();
         for (wanted, stays, ticket) in list.pieces {
             let came = self.objects.keep_piece(&wanted, self.objects.link().redeem(ticket));
             let Some(bytes) = came else { continue };
-            let file = if stays { None } else { self.readahead.open(wanted.extent.position) };
-            match file.filter(|_| self.objects.hand_over(&wanted)) {
-                Some(file) => readahead::read(&file, &wanted),
-                None => self.objects.watch(bytes as u64),
+            if stays {
+                self.objects.watch(bytes as u64);
+            } else {
+                moving.push(wanted);
             }
+        }
+        // All at once: to wake a thread for each would cost more than it waits.
+        if let Err(SendError(pieces)) = self.arrived.send(moving) {
+            pieces.iter().for_each(|piece| self.objects.watch(piece.len.into()));
         }
     }
 }
 
+/// The parts of a profile that are as long as one may be, by position and first block.
+type Longest = HashSet<(u32, u64)>;
+
+fn longest(profile: &[Hint]) -> Longest {
+    let longest = profile.iter().map(|hint| hint.extent).filter(|extent| extent.blocks == MAX_BLOCKS);
+    longest.map(|extent| (extent.position, extent.block.into())).collect()
+}
+
 /// Whether this part of a profile was read as one reads a file from its beginning to its end. The kernel reads ahead for
-/// such a program by itself, in larger pages than it does for [`readahead::read`], which are read faster.
-fn is_sequential(profile: &[Hint], number: usize) -> bool {
-    let goes_on = |first: usize| {
-        let Some([Hint { extent, .. }, Hint { extent: next, .. }]) = profile.get(first..first + 2) else {
-            return false;
-        };
-        let adjoin = next.position == extent.position && next.block == extent.block + extent.blocks;
-        adjoin && [extent.blocks, next.blocks] == [MAX_BLOCKS; 2]
-    };
-    goes_on(number) || number.checked_sub(1).is_some_and(goes_on)
+/// such a program by itself, in larger pages than it does for [`crate::readahead`], which are read faster.
+fn is_sequential(extent: Extent, longest: &Longest) -> bool {
+    let (block, blocks) = (u64::from(extent.block), u64::from(MAX_BLOCKS));
+    let has = |block: u64| longest.contains(&(extent.position, block));
+    has(block) && (has(block + blocks) || block.checked_sub(blocks).is_some_and(has))
 }

@@ -3,41 +3,75 @@
 //! What the boot profile brings of large objects could wait here until a program reads it; but then each such read is a request,
 //! for which two threads wake each other. So EROFS is made to read it at once, into its page cache, through the same
 //! data layer. A program then finds it there.
+//!
+//! That is done in a thread of its own, for which nobody waits: opening a file, and reading ahead where many reads are under
+//! way already, may have to wait for those who answer the kernel, and they for what the boot profile brings.
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::thread;
 
 use rustix::fs::{Advice, fadvise};
 
 use crate::held::Folder;
 use crate::image::ImageFile;
 use crate::link::Wanted;
+use crate::objects::Objects;
 use crate::sys;
+
+/// What the kernel reads ahead at a time at least, in bytes: its default. It passes over what goes beyond its limit.
+const STEP: u64 = 128 << 10;
 
 /// Reads files of a mounted EROFS ahead.
 pub struct Readahead {
-    image: Arc<ImageFile>,
-    /// A folder of the EROFS that is mounted from it.
-    metadata: Folder,
+    /// Whose data the files have.
+    pub objects: Arc<Objects>,
+    /// What the EROFS is mounted from.
+    pub image: Arc<ImageFile>,
+    /// A folder of it, opened for more than its path, as open_by_handle_at(2) wants it.
+    pub metadata: Folder,
+    /// Bytes that may be read ahead in all: the kernel drops pages when it needs the memory, so more of them would only be
+    /// read twice.
+    pub limit: u64,
 }
 
 impl Readahead {
-    /// For the EROFS that is mounted from `image`, of which `metadata` is a folder.
-    pub fn new(image: Arc<ImageFile>, metadata: Folder) -> Self {
-        Self { image, metadata }
+    /// Has the kernel read these `pieces`, which are here, as they come, in a thread of its own.
+    ///
+    /// # Errors
+    /// If the system has no thread for it.
+    pub fn start(mut self, pieces: Receiver<Vec<Wanted>>) -> std::io::Result<()> {
+        let read = move || pieces.into_iter().flatten().for_each(|piece| self.read(&piece));
+        thread::Builder::new().name("readahead".into()).spawn(read).map(drop)
+    }
+
+    fn read(&mut self, piece: &Wanted) {
+        let bytes = u64::from(piece.len);
+        let file = if bytes <= self.limit { self.open(piece.extent.position) } else { None };
+        match file.filter(|_| self.objects.hand_over(piece)) {
+            Some(file) => {
+                self.limit -= bytes;
+                read(&file, piece.offset, bytes);
+            }
+            None => self.objects.watch(bytes),
+        }
     }
 
     /// The file that has the object at `position`. `None` where several have it, each of which has pages of its own: which of
     /// them will be read, nobody knows. And where the kernel opens no file without its name: it may be built without
     /// `CONFIG_FHANDLE`, and wants `CAP_DAC_READ_SEARCH`.
-    pub fn open(&self, position: u32) -> Option<OwnedFd> {
+    fn open(&self, position: u32) -> Option<OwnedFd> {
         sys::open_inode(&*self.metadata.get()?, self.image.inode(position)?).ok()
     }
 }
 
-/// Has the kernel read what is `wanted` of `file`, if there is memory for it; it does not wait for the bytes.
-pub fn read(file: &OwnedFd, wanted: &Wanted) {
-    // Best effort, as all that is ahead of need.
-    let _ = fadvise(file, wanted.offset, NonZeroU64::new(wanted.len.into()), Advice::WillNeed);
+/// Has the kernel read `len` bytes of `file` from `offset` on, if there is memory for them.
+fn read(file: &OwnedFd, offset: u64, len: u64) {
+    // The first call reads all that the limit allows, which is nearly always all there is.
+    for done in (0..len).step_by(STEP as usize) {
+        // Best effort, as all that is ahead of need.
+        let _ = fadvise(file, offset + done, NonZeroU64::new(len - done), Advice::WillNeed);
+    }
 }

@@ -14,8 +14,6 @@ use crate::held::Folder;
 use crate::image::ImageFile;
 use crate::objects::{LONGEST_READ, Objects};
 use crate::pages::Pages;
-use crate::prefetch;
-use crate::readahead::Readahead;
 use crate::ready::Ready;
 use crate::uring::Rings;
 
@@ -26,20 +24,19 @@ const THREADS: usize = 8;
 /// The least of the scheduler's priorities (nice(2)).
 const LOWEST_PRIORITY: i32 = 19;
 
-/// Serves `objects` and the `image` on an opened and mounted `/dev/fuse` descriptor in threads of its own; returns the
+/// Serves `objects` and the `image` on an opened and mounted `/dev/fuse` descriptor in threads of its own, for what `pages`
+/// is the kernel's page cache; returns the
 /// handle that ends when the file system is unmounted.
 ///
 /// # Errors
 /// If the kernel does not shake hands or threads cannot be made.
-pub fn serve(objects: Arc<Objects>, image: ImageFile, device: OwnedFd) -> io::Result<Serving> {
+pub fn serve(objects: Arc<Objects>, image: Arc<ImageFile>, pages: Arc<Pages>, device: OwnedFd) -> io::Result<Serving> {
     let mut config = fuser::Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(THREADS);
     // A queue of its own for every thread: they do not contend for one lock.
     config.clone_fd = true;
-    let pages = Arc::new(Pages::new(objects.index().entries().len()));
     let scans = Arc::<OnceLock<Scans>>::default();
-    let image = Arc::new(image);
     let fs = Arc::new(DataFs::new(objects.clone(), image.clone(), pages.clone(), scans.clone()));
     let rings = Arc::<OnceLock<Rings>>::default();
     let kernel = Device::new(fs, Arc::new(device.try_clone()?), rings.clone());
@@ -62,16 +59,6 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// From here on what the image's boot profile names is brought ahead of the programs, into the layer `ready` and the
-    /// page cache of the EROFS that is mounted from the image, of which `metadata` is a folder.
-    ///
-    /// # Errors
-    /// If the system has no thread for it.
-    pub fn replay_profile(&self, ready: Arc<Ready>, metadata: Folder) -> io::Result<()> {
-        let readahead = Readahead::new(self.image.clone(), metadata);
-        prefetch::start(self.objects.clone(), self.pages.clone(), ready, readahead)
-    }
-
     /// From here on scans are recognised and their objects put where programs find them ahead of the program, with the
     /// help of `layer`, the root of this data layer.
     ///

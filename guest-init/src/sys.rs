@@ -133,9 +133,10 @@ impl<F: AsFd> Drop for Frozen<F> {
 /// # Errors
 /// `ESTALE` if the file system knows no such inode, or has other handles than EROFS.
 pub fn open_inode(mount: &impl AsFd, number: u32) -> io::Result<OwnedFd> {
-    /// `FILEID_INO32_GEN` of the kernel's linux/exportfs.h: the inode's number and its generation. EROFS until 2025 (Linux 6.12).
+    /// `FILEID_INO32_GEN` of the kernel's linux/exportfs.h: the inode's number and its generation. EROFS until 2025.
     const INO32_GEN: libc::c_int = 1;
-    /// `FILEID_INO64_GEN`: the number's upper half, its lower half, and the generation. EROFS since (Linux 6.18).
+    /// `FILEID_INO64_GEN`: the number's upper half, its lower half, and the generation. EROFS since,
+    /// in stable kernels too.
     const INO64_GEN: libc::c_int = 0x81;
     /// `struct file_handle` of linux/fcntl.h, with room for both.
     #[repr(C)]

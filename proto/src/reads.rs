@@ -202,8 +202,8 @@ pub struct Counters {
     pub reads: [u64; Origin::ALL.len()],
     /// Bytes of those reads, likewise.
     pub read_bytes: [u64; Origin::ALL.len()],
-    /// Bytes that the boot profile brought and the guest watches ([`Hint::watched`]); those that it does not are
-    /// [`Origin::Unseen`].
+    /// Bytes that the boot profile brought and the guest watches: of those that are not to be ([`Hint::watched`]), it
+    /// watches what it cannot put where programs find it. The others are [`Origin::Unseen`].
     pub profile_bytes: u64,
     /// Of those that are watched, bytes that a program has asked for since.
     pub profile_used_bytes: u64,
