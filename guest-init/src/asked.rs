@@ -1,4 +1,5 @@
-//! Which blocks of large objects the kernel has asked for: what is fetched ahead need not bring them again.
+//! Which blocks of large objects the kernel has asked for, by itself or because it was made to: what is fetched ahead need
+//! not bring them again.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};

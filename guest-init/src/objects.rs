@@ -76,6 +76,8 @@ pub struct Objects {
     pieces: Pieces,
     /// Of large objects, what the kernel has asked for, until the boot is over.
     asked: Asked,
+    /// Of them, what the kernel reads ahead of programs, likewise.
+    handed_over: Asked,
     /// Memory that the boot profile's objects and pieces take.
     budget: Budget,
     /// Objects that were asked for when a program opened them, oldest first.
@@ -128,6 +130,7 @@ impl Objects {
             runs: Runs::new(LONGEST_READ.into()),
             pieces: Pieces::default(),
             asked: Asked::default(),
+            handed_over: Asked::default(),
             budget: Budget::new(budget),
             opened: Mutex::default(),
             ready: Mutex::default(),
@@ -265,14 +268,19 @@ impl Objects {
     pub fn drop_ahead(&self) {
         self.ready.lock().expect("no panic under the lock").clear();
         self.asked.close();
+        self.handed_over.close();
         self.budget.give_back(self.whole.drop_held() + self.pieces.drop_profile());
     }
 
     /// The `extent` of a large object is wanted on behalf of `origin`. Returns what of it is to be asked for: what nobody has
     /// asked for before.
     pub fn expect_piece(&self, extent: Extent, origin: Origin) -> Vec<Wanted> {
-        // What the kernel asked for while the boot lasts, it has. A run is of use where it reads again, too.
-        let is_here = |block| origin == Origin::Profile && self.asked.has(extent.position, block);
+        // What the kernel asked for while the boot lasts, it has. A run is of use where it reads again, too, but not where no
+        // program has read yet.
+        let is_here = |block| match origin {
+            Origin::Profile => self.asked.has(extent.position, block),
+            _ => self.handed_over.has(extent.position, block),
+        };
         let absent = self.pieces.expect(extent, origin, is_here);
         absent.into_iter().filter_map(|extent| Wanted::new(&self.index, extent)).collect()
     }
@@ -288,6 +296,8 @@ impl Objects {
 
     /// The kernel is about to read a piece ahead of programs. `false` if they were faster.
     pub fn hand_over(&self, wanted: &Wanted) -> bool {
+        // First: else a run may ask for it in the moment in which it is in neither place.
+        self.handed_over.mark(wanted.extent);
         let seen = self.pieces.hand_over(wanted.extent);
         seen.into_iter().for_each(|bytes| self.watch(bytes));
         seen.is_some()

@@ -74,6 +74,7 @@ struct List {
 /// A list that was asked for.
 struct UnderWay {
     small: Vec<(u32, bool)>,
+    /// As in [`List`].
     pieces: Vec<(Wanted, bool, Ticket)>,
 }
 
@@ -131,7 +132,8 @@ impl Prefetch {
         };
         let (pieces, stay): (Vec<_>, Vec<_>) = list.pieces.into_iter().flat_map(expect).unzip();
         let tickets = self.objects.link().read_ahead(&pieces);
-        UnderWay { small, pieces: pieces.into_iter().zip(stay).zip(tickets).map(|((a, b), c)| (a, b, c)).collect() }
+        let pieces = pieces.into_iter().zip(stay).zip(tickets);
+        UnderWay { small, pieces: pieces.map(|((wanted, stays), ticket)| (wanted, stays, ticket)).collect() }
     }
 
     fn receive(&self, list: UnderWay) {
