@@ -480,6 +480,7 @@ mod tests {
         assert_eq!([first, third, fourth].map(address), [16, 18, 18], "blocks, of which the first page has sixteen");
         assert_eq!([second, unknown, other_size].map(address), [u32::MAX; 3]);
         assert_eq!(hidden(&bytes), 4, "of one file alone and of two together");
+        assert_eq!([0, 1, 2].map(|position| image.inode(position)), [Some(40), None, None], "two have the third");
         assert_eq!((bytes[FEATURE_COMPAT], address(BLOCKS)), (2, 21));
 
         let block = |number: u64| number * BLOCK as u64;
