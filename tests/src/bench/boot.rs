@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::caches::drop_host_caches;
 use super::inputs::Inputs;
 use super::plan::Plan;
-use super::report::{Cell, Report, cache};
+use super::report::{Cell, Fetched, Report, cache};
 use super::vm::{self, Boot, System};
 
 /// The name of this part.
@@ -68,7 +68,7 @@ pub fn run(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn boot(system: &dyn System, workload: &Workload) -> Result<(f64, Option<(u64, u64)>)> {
+fn boot(system: &dyn System, workload: &Workload) -> Result<(f64, Option<Fetched>)> {
     let mut running = system.start(workload.boot)?;
     let (time, _): (Duration, _) = running.session().until(workload.wanted)?;
     running.end(time.as_secs_f64())

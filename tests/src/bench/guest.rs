@@ -9,7 +9,7 @@ use super::inputs::{Inputs, SCRIPT_PATH};
 use super::peers::processor_time;
 use super::plan::{Plan, title};
 use super::raw::PART as COSTS;
-use super::report::{Cell, Report, Unit, cache};
+use super::report::{Cell, Fetched, Report, Unit, cache};
 use super::vm::{self, Boot, System};
 
 /// The name of this part.
@@ -27,8 +27,8 @@ const IDLE: f64 = 10.0;
 /// What one VM showed.
 #[derive(Default)]
 struct Shown {
-    /// Workload, cache, seconds, and what was read from the guest's disk.
-    results: Vec<(String, String, f64, (u64, u64))>,
+    /// Workload, cache, seconds, and bytes and requests: of the guest's disk, or of what serves the guest.
+    results: Vec<(String, String, f64, Option<Fetched>)>,
     /// By workload and server, seconds of a processor.
     served: Vec<(String, String, f64)>,
     /// The agent's memory in bytes, and its share of a processor when idle.
@@ -66,12 +66,18 @@ fn sample(system: &dyn System, workloads: &[&str]) -> Result<Shown> {
         running.session().until(&format!("bench-begin {workload}"))?;
         let servers = running.servers();
         let before: Vec<_> = servers.iter().map(|(_, pid)| processor_time(*pid)).collect();
+        let mut fetched = running.fetched();
         for cache in [cache::COLD, cache::WARM] {
             let (_, line) = running.session().until(&format!("bench-result {workload} {cache}"))?;
             let numbers = line.split_ascii_whitespace().skip(3).map(str::parse).collect::<Result<Vec<u64>, _>>();
             let [nanoseconds, requests, bytes] =
                 numbers.ok().and_then(|numbers| numbers.try_into().ok()).context(line)?;
-            shown.results.push(((*workload).into(), cache.into(), nanoseconds as f64 / 1e9, (bytes, requests)));
+            let now = running.fetched();
+            let of_server = now.zip(fetched).map(|(now, before)| (now.0 - before.0, now.1 - before.1));
+            fetched = now;
+            // Those without a disk read nothing from one.
+            let of_disk = (requests > 0).then_some((bytes, requests));
+            shown.results.push(((*workload).into(), cache.into(), nanoseconds as f64 / 1e9, of_disk.or(of_server)));
             if SERVED.contains(workload) && cache == cache::COLD {
                 let used = servers.iter().zip(&before).filter_map(|((name, pid), before)| {
                     Some(((*workload).into(), name.clone(), processor_time(*pid)? - (*before)?))
@@ -93,8 +99,6 @@ fn sample(system: &dyn System, workloads: &[&str]) -> Result<Shown> {
 
 fn add(inputs: &Inputs, report: &mut Report, name: &str, shown: Shown) -> Result<()> {
     for (workload, cache, seconds, fetched) in shown.results {
-        // Those without a disk read nothing from one.
-        let fetched = Some(fetched).filter(|(_, requests)| *requests > 0);
         report.add(&Cell::new(PART, title(PART, &workload), &cache, name), seconds, fetched);
     }
     for workload in SERVED {

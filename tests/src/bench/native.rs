@@ -26,7 +26,7 @@ use super::caches::{Watch, drop_host_caches};
 use super::inputs::{Inputs, SCRIPT};
 use super::peers::processor_time_of_all;
 use super::plan::{Plan, title};
-use super::report::{Cell, Report, cache};
+use super::report::{Cell, Fetched, Report, cache};
 use crate::fuse_uring::Switch;
 
 /// The name of this part.
@@ -37,9 +37,6 @@ const WARM_SAMPLES: u32 = 5;
 
 /// How often a sample is taken at most; a round goes without it on a machine that takes pages back from each.
 const TRIES: u32 = 8;
-
-/// Payload bytes and requests.
-type Fetched = (u64, u64);
 
 /// Something that mounts the tree.
 trait System {

@@ -6,6 +6,7 @@ use std::process::{Child, Command};
 
 use anyhow::{Context, Result, bail};
 
+use super::report::Fetched;
 use crate::given;
 
 /// A command line of the peers' program at `path`, such as `usr/bin/qemu-nbd`.
@@ -70,7 +71,7 @@ pub fn processor_time_of_all() -> Result<f64> {
 }
 
 /// Bytes that a process has read, and in how many calls.
-pub fn reads(pid: u32) -> Option<(u64, u64)> {
+pub fn reads(pid: u32) -> Option<Fetched> {
     let io = std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
     let field =
         |name: &str| io.lines().find_map(|line| line.strip_prefix(name)).and_then(|word| word.trim().parse().ok());

@@ -42,6 +42,9 @@ impl Cell {
     }
 }
 
+/// Payload bytes and requests that somebody counted.
+pub type Fetched = (u64, u64);
+
 /// What samples are in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
@@ -119,21 +122,35 @@ fn quantile(samples: &[f64], share: f64) -> Option<f64> {
 }
 
 /// All cells of a run.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Report {
+    #[serde(with = "pairs")]
     cells: BTreeMap<Cell, Samples>,
     /// By part, the system that others are compared with.
     ceilings: BTreeMap<String, String>,
     /// By part and system, what is to be known about it: its version, what making its image took, or why it is absent.
+    #[serde(with = "pairs")]
     systems: BTreeMap<(String, String), String>,
 }
 
-/// A report as a file keeps it: JSON's keys are strings.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    cells: Vec<(Cell, Samples)>,
-    ceilings: BTreeMap<String, String>,
-    systems: Vec<((String, String), String)>,
+/// Maps whose keys are no strings, as JSON's have to be: a list of keys with their values.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub fn deserialize<'a, K: Deserialize<'a> + Ord, V: Deserialize<'a>, D: Deserializer<'a>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<K, V>, D::Error> {
+        Ok(Vec::deserialize(deserializer)?.into_iter().collect())
+    }
 }
 
 #[derive(Serialize)]
@@ -157,7 +174,7 @@ struct Row<'a> {
 
 impl Report {
     /// Adds a sample, in seconds, and, where they were counted, payload bytes and requests of the last sample.
-    pub fn add(&mut self, cell: &Cell, seconds: f64, fetched: Option<(u64, u64)>) {
+    pub fn add(&mut self, cell: &Cell, seconds: f64, fetched: Option<Fetched>) {
         self.add_in(Unit::Seconds, cell, seconds);
         if let Some(fetched) = fetched {
             self.fetched(cell, fetched);
@@ -173,7 +190,7 @@ impl Report {
     }
 
     /// Payload bytes and requests that a sample took.
-    pub fn fetched(&mut self, cell: &Cell, (bytes, requests): (u64, u64)) {
+    pub fn fetched(&mut self, cell: &Cell, (bytes, requests): Fetched) {
         let samples = self.cells.entry(cell.clone()).or_default();
         (samples.bytes_fetched, samples.requests) = (Some(bytes), Some(requests));
     }
@@ -329,9 +346,7 @@ impl Report {
         if !path.exists() {
             return Ok(Self::default());
         }
-        let kept: Kept = serde_json::from_slice(&fs::read(&path)?).with_context(|| path.display().to_string())?;
-        let (cells, systems) = (kept.cells.into_iter().collect(), kept.systems.into_iter().collect());
-        Ok(Self { cells, ceilings: kept.ceilings, systems })
+        serde_json::from_slice(&fs::read(&path)?).with_context(|| path.display().to_string())
     }
 
     /// Forgets earlier samples of the workloads that are sampled now: they are of another run.
@@ -357,18 +372,13 @@ impl Report {
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn write(self, folder: &Path) -> Result<()> {
+    pub fn write(&self, folder: &Path) -> Result<()> {
         fs::write(folder.join("results.json"), serde_json::to_vec_pretty(&self.rows())?)?;
         fs::write(folder.join("table.md"), self.tables())?;
         for (name, plot) in self.plots() {
             fs::write(folder.join(name), plot)?;
         }
-        let kept = Kept {
-            cells: self.cells.into_iter().collect(),
-            ceilings: self.ceilings,
-            systems: self.systems.into_iter().collect(),
-        };
-        fs::write(folder.join("samples.json"), serde_json::to_vec(&kept)?)?;
+        fs::write(folder.join("samples.json"), serde_json::to_vec(self)?)?;
         Ok(())
     }
 

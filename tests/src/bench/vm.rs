@@ -14,7 +14,7 @@ use lazyroot::launched;
 use super::guest;
 use super::inputs::Inputs;
 use super::plan::Plan;
-use super::report::{Cell, Report};
+use super::report::{Cell, Fetched, Report};
 pub use session::Session;
 
 /// Virtual CPUs of every measured VM.
@@ -53,9 +53,12 @@ pub trait Running {
     /// Processes on the host that serve it, by name: not the hypervisor.
     fn servers(&self) -> Vec<(String, u32)>;
 
+    /// Payload bytes and requests of these so far, where somebody counts them.
+    fn fetched(&self) -> Option<Fetched>;
+
     /// Ends it once the line that was waited for has arrived after `seconds`; from when the hypervisor started that
     /// were, and payload bytes and requests, where somebody counted them.
-    fn end(self: Box<Self>, seconds: f64) -> Result<(f64, Option<(u64, u64)>)>;
+    fn end(self: Box<Self>, seconds: f64) -> Result<(f64, Option<Fetched>)>;
 }
 
 /// How a system gets ready; an error is the reason why it is absent.

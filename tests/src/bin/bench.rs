@@ -60,17 +60,19 @@ fn main() -> Result<()> {
         return Report::load(&arguments.folder)?.write_docs(&docs, &Machine::this());
     }
     let inputs = Inputs::prepare(&arguments.folder)?;
-    let mut measured = Report::default();
+    let mut report = if arguments.add || arguments.more { Report::load(&arguments.folder)? } else { Report::default() };
     for (name, run) in PARTS {
         if arguments.parts.is_empty() || arguments.parts.iter().any(|other| other == name) {
+            let mut measured = Report::default();
             run(&inputs, &arguments.plan, &mut measured).with_context(|| format!("the part {name}"))?;
+            if !arguments.more {
+                report.forget(&measured);
+            }
+            report.merge(measured);
+            // All parts take hours: what one of them measured is kept if a later one fails.
+            report.write(&arguments.folder)?;
         }
     }
-    let mut report = if arguments.add || arguments.more { Report::load(&arguments.folder)? } else { Report::default() };
-    if !arguments.more {
-        report.forget(&measured);
-    }
-    report.merge(measured);
     print!("{}", report.tables());
-    report.write(&arguments.folder)
+    Ok(())
 }

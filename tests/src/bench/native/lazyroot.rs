@@ -13,9 +13,9 @@ use lazyroot::serve::{Catalog, Endpoint, Listener, Memory, ServedImage, Server};
 use lazyroot::store::{Image, ObjectSource, Profile, ProfileFile};
 
 use super::mounted::Served;
-use super::{Fetched, Inputs, Mounted, System, run_workload};
+use super::{Inputs, Mounted, System, run_workload};
 use crate::bench::inputs::IMAGE;
-use crate::bench::report::cache;
+use crate::bench::report::{Fetched, cache};
 use crate::given;
 
 /// How long a server may take to write down what a guest has read, and a profile to come.

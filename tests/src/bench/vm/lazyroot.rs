@@ -8,10 +8,15 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use lazyroot::store::{Profile, ProfileFile};
 use lazyroot::vm::launch;
+use serde::Deserialize;
 
 use super::{Boot, CPUS, MEMORY_MIB, Running, Session, System};
 use crate::bench::inputs::{IMAGE, Inputs};
+use crate::bench::report::Fetched;
 use crate::given;
+
+/// Of the VM; one runs at a time.
+const NAME: &str = "bench";
 
 struct Lazyroot {
     file: ProfileFile,
@@ -73,12 +78,19 @@ impl System for WithProfile {
 pub fn launched(image: &str, boot: Boot<'_>) -> Result<Launched> {
     let mut program = Command::new(given("LAZYROOT_TEST_BIN"));
     // As the others, which have no network either.
-    program.args(["run", "--report=json", "--hypervisor", "qemu:tcg", "--net", "none"]);
+    program.args(["run", "--name", NAME, "--report=json", "--hypervisor", "qemu:tcg", "--net", "none"]);
     program.args(["--cpus", &CPUS.to_string(), "--memory", &MEMORY_MIB.to_string(), image]);
     if let Boot::Command(command) = boot {
         program.arg("--").args(command);
     }
     Ok(Launched(Session::start(&mut program)?))
+}
+
+/// Of what `lazyroot stats` says.
+#[derive(Deserialize)]
+struct Sent {
+    sent_bytes: u64,
+    requests: u64,
 }
 
 /// A VM of lazyroot's.
@@ -117,7 +129,14 @@ impl Running for Launched {
         [("lazyroot".to_owned(), pid)].into_iter().chain(devices).collect()
     }
 
-    fn end(self: Box<Self>, seconds: f64) -> Result<(f64, Option<(u64, u64)>)> {
+    fn fetched(&self) -> Option<Fetched> {
+        let mut program = Command::new(given("LAZYROOT_TEST_BIN"));
+        let output = program.args(["stats", NAME, "--format", "json"]).output().ok()?;
+        let Sent { sent_bytes, requests } = serde_json::from_slice(&output.stdout).ok()?;
+        Some((sent_bytes, requests))
+    }
+
+    fn end(self: Box<Self>, seconds: f64) -> Result<(f64, Option<Fetched>)> {
         let report = self.report()?;
         let seconds = seconds - report.hypervisor_started.as_secs_f64();
         Ok((seconds, Some((report.served.bytes, report.served.requests))))

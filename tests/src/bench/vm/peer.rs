@@ -20,6 +20,7 @@ use lazyroot_proto::frame::DEFAULT_PORT;
 use super::{Boot, CPUS, MEMORY_MIB, Running, Session, System};
 use crate::bench::inputs::Inputs;
 use crate::bench::peers::{self, Killed};
+use crate::bench::report::Fetched;
 use crate::{given, kernel_deb};
 
 /// A module and what it is needed for.
@@ -149,8 +150,11 @@ impl Running for Started {
         self.server.iter().map(|server| ("server".to_owned(), server.0.id())).collect()
     }
 
-    fn end(self: Box<Self>, seconds: f64) -> Result<(f64, Option<(u64, u64)>)> {
-        let read = self.server.as_ref().and_then(|server| peers::reads(server.0.id()));
-        Ok((seconds, read))
+    fn fetched(&self) -> Option<Fetched> {
+        peers::reads(self.server.as_ref()?.0.id())
+    }
+
+    fn end(self: Box<Self>, seconds: f64) -> Result<(f64, Option<Fetched>)> {
+        Ok((seconds, self.fetched()))
     }
 }
