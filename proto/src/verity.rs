@@ -14,6 +14,9 @@ use crate::{Algorithm, ObjectId, lanes};
 /// The Merkle tree's block size in bytes; the last block of an object is hashed zero-padded to it.
 pub const BLOCK: usize = 4096;
 
+/// A whole block.
+pub type Block = [u8; BLOCK];
+
 /// The hash of `data` under `algorithm`, without fs-verity's structure around it.
 fn hash(algorithm: Algorithm, data: &[u8]) -> ring::digest::Digest {
     let algorithm = match algorithm {
@@ -24,19 +27,14 @@ fn hash(algorithm: Algorithm, data: &[u8]) -> ring::digest::Digest {
 }
 
 /// Appends the hash of every 4 KiB block of `data` to `leaves`; a last partial block counts as zero-padded.
-fn hash_blocks(algorithm: Algorithm, mut data: &[u8], leaves: &mut Vec<u8>) {
-    if algorithm == Algorithm::Sha256 {
-        data = &data[lanes::hash_blocks(data, leaves)..];
-    }
-    for block in data.chunks(BLOCK) {
-        if block.len() == BLOCK {
-            leaves.extend_from_slice(hash(algorithm, block).as_ref());
-        } else {
-            let mut padded = [0; BLOCK];
-            padded[..block.len()].copy_from_slice(block);
-            leaves.extend_from_slice(hash(algorithm, &padded).as_ref());
-        }
-    }
+fn hash_blocks(algorithm: Algorithm, data: &[u8], leaves: &mut Vec<u8>) {
+    let (whole, rest) = data.as_chunks();
+    let mut padded = [0; BLOCK];
+    padded[..rest.len()].copy_from_slice(rest);
+    let padded = (!rest.is_empty()).then_some(&padded);
+    let blocks: Vec<&Block> = whole.iter().chain(padded).collect();
+    let taken = if algorithm == Algorithm::Sha256 { lanes::hash_blocks(&blocks, leaves) } else { 0 };
+    blocks[taken..].iter().for_each(|block| leaves.extend_from_slice(hash(algorithm, *block).as_ref()));
 }
 
 /// The leaves of `data`: one digest per 4 KiB block, in order. Empty for no data.

@@ -3,7 +3,7 @@
 //! All of it is inlined into functions that are compiled for a processor with the registers, and only those make it fast
 //! (the way of the memchr crate).
 
-use crate::verity::BLOCK;
+use crate::verity::{BLOCK, Block};
 
 /// Bytes that the compression function takes at a time: sixteen words.
 pub const CHUNK: usize = 64;
@@ -36,7 +36,7 @@ pub trait Vector: Copy {
     unsafe fn splat(word: u32) -> Self;
     /// Words `0..16` of the chunks at byte `offset` of blocks, each in the lane of its block. Lanes without one hold
     /// anything.
-    unsafe fn words(blocks: &[u8], offset: usize) -> [Self; 16];
+    unsafe fn words(blocks: &[&Block], offset: usize) -> [Self; 16];
     /// As many words as there are lanes, in order.
     unsafe fn store(self, words: &mut [u32; MAX_LANES]);
     /// Sums modulo 2^32.
@@ -53,12 +53,12 @@ pub trait Vector: Copy {
     unsafe fn rotate<const RIGHT: u32>(self) -> Self;
 }
 
-/// Appends the hashes of `group`, whole blocks and no more than a register has lanes, to `hashes`.
+/// Appends the hashes of `group`, no more blocks than a register has lanes, to `hashes`.
 ///
 /// # Safety
 /// The processor has such registers.
 #[inline(always)]
-pub unsafe fn hash_group<V: Vector>(group: &[u8], hashes: &mut Vec<u8>) {
+pub unsafe fn hash_group<V: Vector>(group: &[&Block], hashes: &mut Vec<u8>) {
     // SAFETY: as the caller says.
     unsafe {
         let mut state = INITIAL.map(|word| V::splat(word));
@@ -70,7 +70,7 @@ pub unsafe fn hash_group<V: Vector>(group: &[u8], hashes: &mut Vec<u8>) {
         for (words, register) in lanes.iter_mut().zip(state) {
             register.store(words);
         }
-        for lane in 0..group.len() / BLOCK {
+        for lane in 0..group.len() {
             lanes.iter().for_each(|words| hashes.extend_from_slice(&words[lane].to_be_bytes()));
         }
     }
