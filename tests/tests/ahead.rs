@@ -243,8 +243,9 @@ fn a_scan_that_the_profile_knows_brings_nothing_twice() {
     bench.mounted(|tree, _| walk(tree));
     let ((), second) = bench.mounted(|tree, _| walk(tree));
     let (fetched, content) = (second.sent_bytes - bench.metadata, FILES * SMALL + LARGE);
-    // But for leaves, the profile, and what is asked for in the same moment. In one run of a hundred 0.5 MB more come: why is not
-    // known; perhaps a run is given up, which is 1 MiB ahead of the program at most. All of the large file would be 5 MiB.
+    // But for leaves, the profile, and what is asked for in the same moment. In one run of a hundred 0.5 MB more came: why is not
+    // known; perhaps of a run given up for a late read, which ends none any more. A run is 1 MiB ahead of the program at most;
+    // all of the large file would be 5 MiB.
     assert!(fetched < content + content / 20 + (1 << 20), "{fetched} bytes fetched of {content}");
 }
 
