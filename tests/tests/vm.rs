@@ -94,6 +94,23 @@ fn options_reach_the_command_and_the_report_adds_up() {
 }
 
 #[test]
+fn what_is_special_about_the_data_plane_is_not_so_of_programs() {
+    let debian = debian();
+    let script = "for process in $(dirname $(grep -ls ^@lazyroot /proc/[0-9]*/cmdline)) /proc/self; do \
+                  cat $process/oom_score_adj; grep -E '^(THP_enabled|VmLck):' $process/status; done";
+    let output = output(&debian, &["debian", "--", "sh", "-c", script]);
+    let out = text(&output.stdout);
+    let words: Vec<&str> = out.split_whitespace().collect();
+    assert_eq!(words[words.len() - 6..], ["0", "VmLck:", "0", "kB", "THP_enabled:", "1"], "{out}");
+    assert_eq!(
+        (words[0], words[words.len() - 7]),
+        ("-1000", "0"),
+        "not killed, and no page larger than need be: {out}"
+    );
+    assert_ne!(words[2], "0", "in memory to stay: {out}");
+}
+
+#[test]
 fn output_of_any_length_arrives_and_input_too() {
     let debian = debian();
     // Far more than one write of the guest, which the transport would not survive uncut.
