@@ -33,8 +33,9 @@ pub fn main(started: u64) -> Result<()> {
     // locked: stacks and the FUSE session's buffers of 16 MiB a thread stay as small as what they are used for.
     // Programs do not inherit the lock. Best effort: an image without swap does not need it.
     let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT);
-    // Nor is more kept than what is touched: of each of those buffers a few pages are, and the kernel would make 2 MiB of
-    // them. Best effort: such a kernel takes more memory, which is not wrong.
+    // Nor is more kept than what is touched: of each of those buffers a few pages are, of which khugepaged would make a huge
+    // page of 2 MiB. Programs do inherit this; `sys::prepare_program` takes it back. Best effort: without it only more memory
+    // is taken.
     let _ = disable_transparent_huge_pages(true);
     let cmdline = fs::read_to_string("/proc/cmdline").context("cannot read the kernel command line")?;
     let Instructions::Boot(boot) = Instructions::parse(&cmdline)? else { bail!("a probe boots no image") };

@@ -211,7 +211,7 @@ pub fn prepare_program(
         {
             let _ = rustix::io::write(&score, b"0");
         }
-        // Nor is its thrift.
+        // Nor is that it does without huge pages: programs may be faster with them.
         let _ = rustix::thread::disable_transparent_huge_pages(false);
         // A forked child has one thread: setting that thread's ids sets the process's.
         rustix::thread::set_thread_groups(&groups)?;
