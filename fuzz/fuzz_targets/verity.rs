@@ -3,7 +3,7 @@
 
 use arbitrary::Arbitrary;
 use lazyroot_proto::Algorithm;
-use lazyroot_proto::verity::{BLOCK, LeafHasher, digest, digest_of_leaves, leaves, leaves_len, range_matches};
+use lazyroot_proto::verity::{BLOCK, LeafHasher, digest, digest_of_leaves, digests, leaves, leaves_len, range_matches};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -39,6 +39,10 @@ fuzz_target!(|input: Input| {
     let (id, known) = (digest(algorithm, &data), leaves(algorithm, &data));
     assert_eq!(known.len() as u64, leaves_len(algorithm, data.len() as u64));
     assert_eq!(digest_of_leaves(algorithm, &known, data.len() as u64), Some(id));
+
+    // Beside others, too.
+    let beside = digests(algorithm, &[&data, &input.made_up, &data]);
+    assert_eq!(beside, [id, digest(algorithm, &input.made_up), id]);
 
     // In pieces it is the same object.
     let mut hasher = LeafHasher::new(algorithm);

@@ -3,13 +3,12 @@
 use std::arch::x86_64::*;
 
 use super::sha256::{self, CHUNK, Vector};
-use crate::verity::Block;
 
-/// As [`sha256::hash_group`], of up to eight blocks.
+/// As [`sha256::hash_group`], of up to eight messages.
 #[target_feature(enable = "avx2")]
-pub fn hash_group(group: &[&Block], hashes: &mut Vec<u8>) {
+pub fn hash_group<const LEN: usize>(group: &[&[u8; LEN]], hashes: &mut Vec<u8>) {
     // SAFETY: AVX2 is there.
-    unsafe { sha256::hash_group::<__m256i>(group, hashes) }
+    unsafe { sha256::hash_group::<__m256i, LEN>(group, hashes) }
 }
 
 impl Vector for __m256i {
@@ -21,10 +20,10 @@ impl Vector for __m256i {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn words(blocks: &[&Block], offset: usize) -> [Self; 16] {
+    unsafe fn words<const LEN: usize>(messages: &[&[u8; LEN]], offset: usize) -> [Self; 16] {
         let mut words = [[0u32; 8]; 16];
-        for (lane, block) in blocks.iter().enumerate() {
-            let (chunk, _) = block[offset..offset + CHUNK].as_chunks();
+        for (lane, message) in messages.iter().enumerate() {
+            let (chunk, _) = message[offset..offset + CHUNK].as_chunks();
             for (words, bytes) in words.iter_mut().zip(chunk) {
                 words[lane] = u32::from_be_bytes(*bytes);
             }

@@ -4,13 +4,12 @@ use std::arch::x86_64::*;
 use std::array::from_fn;
 
 use super::sha256::{self, CHUNK, Vector};
-use crate::verity::Block;
 
-/// As [`sha256::hash_group`], of up to sixteen blocks.
+/// As [`sha256::hash_group`], of up to sixteen messages.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub fn hash_group(group: &[&Block], hashes: &mut Vec<u8>) {
+pub fn hash_group<const LEN: usize>(group: &[&[u8; LEN]], hashes: &mut Vec<u8>) {
     // SAFETY: AVX-512 F and BW are there.
-    unsafe { sha256::hash_group::<__m512i>(group, hashes) }
+    unsafe { sha256::hash_group::<__m512i, LEN>(group, hashes) }
 }
 
 /// What bit `4 * x + 2 * y + z` of a table of VPTERNLOG says about bits x, y and z.
@@ -27,12 +26,12 @@ impl Vector for __m512i {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn words(blocks: &[&Block], offset: usize) -> [Self; 16] {
+    unsafe fn words<const LEN: usize>(messages: &[&[u8; LEN]], offset: usize) -> [Self; 16] {
         let mut rows = [_mm512_setzero_si512(); 16];
         // Within each 128 bits, the bytes of each word the other way round.
         let big_endian = _mm512_set4_epi32(0x0c0d0e0f, 0x08090a0b, 0x04050607, 0x00010203);
-        for (row, block) in rows.iter_mut().zip(blocks) {
-            let chunk = &block[offset..offset + CHUNK];
+        for (row, message) in rows.iter_mut().zip(messages) {
+            let chunk = &message[offset..offset + CHUNK];
             // SAFETY: as long as what is read, which needs no alignment.
             *row = _mm512_shuffle_epi8(unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) }, big_endian);
         }

@@ -1,12 +1,11 @@
-//! Registers of 32 bits: one block at a time, with nothing but integer instructions.
+//! Registers of 32 bits: one message at a time, with nothing but integer instructions.
 
 use super::sha256::{self, CHUNK, Vector};
-use crate::verity::Block;
 
-/// Appends the hash of `block` to `hashes`.
-pub fn hash(block: &Block, hashes: &mut Vec<u8>) {
+/// Appends the hash of `message` to `hashes`.
+pub fn hash<const LEN: usize>(message: &[u8; LEN], hashes: &mut Vec<u8>) {
     // SAFETY: every processor has such registers.
-    unsafe { sha256::hash_group::<u32>(&[block], hashes) }
+    unsafe { sha256::hash_group::<u32, LEN>(&[message], hashes) }
 }
 
 impl Vector for u32 {
@@ -16,9 +15,9 @@ impl Vector for u32 {
     }
 
     #[inline(always)]
-    unsafe fn words(blocks: &[&Block], offset: usize) -> [Self; 16] {
+    unsafe fn words<const LEN: usize>(messages: &[&[u8; LEN]], offset: usize) -> [Self; 16] {
         let mut words = [0; 16];
-        let (chunk, _) = blocks[0][offset..offset + CHUNK].as_chunks();
+        let (chunk, _) = messages[0][offset..offset + CHUNK].as_chunks();
         words.iter_mut().zip(chunk).for_each(|(word, bytes)| *word = u32::from_be_bytes(*bytes));
         words
     }

@@ -1,9 +1,7 @@
-//! SHA-256 (FIPS 180-4, 6.2) of blocks side by side, whatever the registers. Its names are kept.
+//! SHA-256 (FIPS 180-4, 6.2) of messages side by side, all of a length, whatever the registers. Its names are kept.
 //!
 //! All of it is inlined into functions that are compiled for a processor with the registers, and only those make it fast
 //! (the way of the memchr crate).
-
-use crate::verity::{BLOCK, Block};
 
 /// Bytes that the compression function takes at a time: sixteen words.
 pub const CHUNK: usize = 64;
@@ -34,9 +32,9 @@ const ROUND: [u32; 64] = [
 pub trait Vector: Copy {
     /// Every word is this one.
     unsafe fn splat(word: u32) -> Self;
-    /// Words `0..16` of the chunks at byte `offset` of blocks, each in the lane of its block. Lanes without one hold
+    /// Words `0..16` of the chunks at byte `offset` of messages, each in the lane of its message. Lanes without one hold
     /// anything.
-    unsafe fn words(blocks: &[&Block], offset: usize) -> [Self; 16];
+    unsafe fn words<const LEN: usize>(messages: &[&[u8; LEN]], offset: usize) -> [Self; 16];
     /// As many words as there are lanes, in order.
     unsafe fn store(self, words: &mut [u32; MAX_LANES]);
     /// Sums modulo 2^32.
@@ -53,17 +51,18 @@ pub trait Vector: Copy {
     unsafe fn rotate<const RIGHT: u32>(self) -> Self;
 }
 
-/// Appends the hashes of `group`, no more blocks than a register has lanes, to `hashes`.
+/// Appends the hashes of `group`, no more messages than a register has lanes, to `hashes`. `LEN` is a multiple of [`CHUNK`].
 ///
 /// # Safety
 /// The processor has such registers.
 #[inline(always)]
-pub unsafe fn hash_group<V: Vector>(group: &[&Block], hashes: &mut Vec<u8>) {
+pub unsafe fn hash_group<V: Vector, const LEN: usize>(group: &[&[u8; LEN]], hashes: &mut Vec<u8>) {
+    const { assert!(LEN.is_multiple_of(CHUNK)) };
     // SAFETY: as the caller says.
     unsafe {
         let mut state = INITIAL.map(|word| V::splat(word));
-        for offset in (0..=BLOCK).step_by(CHUNK) {
-            let words = if offset < BLOCK { V::words(group, offset) } else { padding() };
+        for offset in (0..=LEN).step_by(CHUNK) {
+            let words = if offset < LEN { V::words(group, offset) } else { padding(LEN) };
             compress(&mut state, words);
         }
         let mut lanes = [[0; MAX_LANES]; INITIAL.len()];
@@ -76,14 +75,14 @@ pub unsafe fn hash_group<V: Vector>(group: &[&Block], hashes: &mut Vec<u8>) {
     }
 }
 
-/// The padding of a message of [`BLOCK`] bytes: a one, zeros, and its length in bits.
+/// The padding of a message of `len` bytes, whole chunks: a one, zeros, and its length in bits.
 #[inline(always)]
-unsafe fn padding<V: Vector>() -> [V; 16] {
+unsafe fn padding<V: Vector>(len: usize) -> [V; 16] {
     // SAFETY: as the caller says.
     unsafe {
         let mut words = [V::splat(0); 16];
         words[0] = V::splat(1 << 31);
-        words[15] = V::splat(8 * BLOCK as u32);
+        words[15] = V::splat(8 * len as u32);
         words
     }
 }
