@@ -22,7 +22,6 @@ use crate::held::Folder;
 use crate::objects::{Objects, Run};
 use crate::pages::Pages;
 use crate::ready::Ready;
-use crate::recorder::Stopwatch;
 
 /// How long a program that has reached a batch is made to wait for the rest of it. Waking it once is cheaper than
 /// waking it for every object; a link that takes longer than this for a batch is what it waits for then.
@@ -106,14 +105,12 @@ impl Filler {
 
     fn fill(&mut self, batch: &Range<u32>) {
         // The first is kept back.
-        for position in batch.clone().skip(1) {
-            let stopwatch = Stopwatch::start();
-            if let Some(Ok(content)) = self.objects.receive_small(position, Origin::Neighbour)
-                && self.give(position, &content)
-            {
-                self.objects.stored_ahead(position, stopwatch);
+        let objects = self.objects.clone();
+        objects.receive_small(batch.clone().skip(1), Origin::Neighbour, |position, content, stopwatch| {
+            if self.give(position, content) {
+                objects.stored_ahead(position, stopwatch);
             }
-        }
+        });
         self.pending.lock().retain(|other| other != batch);
         self.pending.done.notify_all();
     }

@@ -4,6 +4,7 @@
 //! recently used leave when the budget is spent, except what is held: that waits to be asked for.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -28,8 +29,11 @@ struct State<K> {
     clock: u64,
 }
 
+/// What a fetch will have brought; `None` if it was given up.
+type Outcome = OnceLock<Option<Fetched>>;
+
 struct Slot {
-    cell: Arc<OnceLock<Fetched>>,
+    outcome: Arc<Outcome>,
     used: u64,
     /// 0 until the bytes are here.
     bytes: usize,
@@ -60,22 +64,40 @@ impl<K: Copy + Eq + Hash> Cache<K> {
 
     /// The bytes at `key`, fetched on behalf of `origin` unless they are here or on their way.
     pub fn get_or_fetch(&self, key: K, origin: Origin, fetch: impl FnOnce() -> Result<Vec<u8>, ReadError>) -> Fetched {
-        let cell = {
-            let mut state = self.lock();
-            state.clock += 1;
-            let used = state.clock;
-            let new = || Slot { cell: Arc::default(), used, bytes: 0, origin, held: false };
-            let slot = state.slots.entry(key).or_insert_with(new);
-            slot.used = used;
-            slot.cell.clone()
-        };
-        cell.get_or_init(|| {
-            let fetched = fetch().map(Arc::new);
-            // Before the others see the outcome: one that asks again after a failure finds an empty slot.
-            self.settle(key, &cell, &fetched);
-            fetched
-        })
-        .clone()
+        loop {
+            match self.look_up(key, origin) {
+                Ok(mine) => return mine.finish(fetch()),
+                Err(theirs) => {
+                    if let Some(fetched) = theirs.wait() {
+                        return fetched.clone();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has the caller fetch the bytes at `key` on behalf of `origin`; `None` if they are here or on their way. Whoever has
+    /// begun several must not wait for what others fetch before it has finished its own.
+    pub fn begin(&self, key: K, origin: Origin) -> Option<Fetch<'_, K>> {
+        self.look_up(key, origin).ok()
+    }
+
+    /// The right to fetch what is at `key`, or what somebody else has fetched or is fetching.
+    fn look_up(&self, key: K, origin: Origin) -> Result<Fetch<'_, K>, Arc<Outcome>> {
+        let mut state = self.lock();
+        state.clock += 1;
+        let used = state.clock;
+        match state.slots.entry(key) {
+            Entry::Occupied(mut slot) => {
+                slot.get_mut().used = used;
+                Err(slot.get().outcome.clone())
+            }
+            Entry::Vacant(slot) => {
+                let outcome = Arc::<Outcome>::default();
+                slot.insert(Slot { outcome: outcome.clone(), used, bytes: 0, origin, held: false });
+                Ok(Fetch { cache: self, key, outcome })
+            }
+        }
     }
 
     /// Who had fetched, or is fetching, what is here, if it is; a program asks for it now.
@@ -113,16 +135,16 @@ impl<K: Copy + Eq + Hash> Cache<K> {
         held
     }
 
-    /// Accounts for what was fetched into `cell`.
-    fn settle(&self, key: K, cell: &Arc<OnceLock<Fetched>>, fetched: &Fetched) {
+    /// Accounts for what a fetch has brought; nothing is kept if that is `None`.
+    fn settle(&self, key: K, outcome: &Arc<Outcome>, bytes: Option<usize>) {
         let mut state = self.lock();
-        let Some(slot) = state.slots.get_mut(&key).filter(|slot| Arc::ptr_eq(&slot.cell, cell)) else { return };
-        match fetched {
-            Ok(data) => {
-                slot.bytes = data.len();
-                state.bytes += data.len();
+        let Some(slot) = state.slots.get_mut(&key).filter(|slot| Arc::ptr_eq(&slot.outcome, outcome)) else { return };
+        match bytes {
+            Some(bytes) => {
+                slot.bytes = bytes;
+                state.bytes += bytes;
             }
-            Err(_) => {
+            None => {
                 state.remove(key);
             }
         }
@@ -137,6 +159,37 @@ impl<K: Copy + Eq + Hash> Cache<K> {
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().expect("no panic under the lock")
+    }
+}
+
+/// A fetch that is under way. Who drops it unfinished leaves it to whoever waits for it.
+pub struct Fetch<'a, K: Copy + Eq + Hash> {
+    cache: &'a Cache<K>,
+    key: K,
+    outcome: Arc<Outcome>,
+}
+
+impl<K: Copy + Eq + Hash> Fetch<'_, K> {
+    /// Tells everybody who waits what has come.
+    pub fn finish(self, fetched: Result<Vec<u8>, ReadError>) -> Fetched {
+        let fetched = fetched.map(Arc::new);
+        self.settle(Some(fetched.clone()));
+        fetched
+    }
+
+    fn settle(&self, fetched: Option<Fetched>) {
+        let bytes = fetched.as_ref().and_then(|fetched| fetched.as_ref().ok()).map(|data| data.len());
+        // Before the others see the outcome: one that asks again after a failure finds an empty slot.
+        self.cache.settle(self.key, &self.outcome, bytes);
+        let _ = self.outcome.set(fetched);
+    }
+}
+
+impl<K: Copy + Eq + Hash> Drop for Fetch<'_, K> {
+    fn drop(&mut self) {
+        if self.outcome.get().is_none() {
+            self.settle(None);
+        }
     }
 }
 
@@ -169,8 +222,8 @@ mod tests {
             let fetches = AtomicUsize::new(0);
             let fetch = || {
                 fetches.fetch_add(1, Ordering::Relaxed);
-                // Until everybody asks for it: each of them holds the cell, and so does the slot.
-                while Arc::strong_count(&cache.lock().slots[&1].cell) < 5 {
+                // Until everybody asks for it: each of them holds the outcome, and so does the slot.
+                while Arc::strong_count(&cache.lock().slots[&1].outcome) < 5 {
                     thread::sleep(Duration::from_millis(1));
                 }
                 outcome.clone()
@@ -183,6 +236,28 @@ mod tests {
                 }
             });
             assert_eq!(fetches.into_inner(), 1);
+        }
+    }
+
+    #[test]
+    fn what_one_has_begun_others_wait_for_or_do_themselves_if_it_is_given_up() {
+        for given_up in [false, true] {
+            let cache = Cache::new(100);
+            let begun = cache.begin(1, Origin::Neighbour).unwrap();
+            assert!(cache.begin(1, Origin::Host).is_none() && cache.has(1));
+            thread::scope(|scope| {
+                let reader = scope.spawn(|| cache.get_or_fetch(1, Origin::Host, || Ok(vec![2])));
+                while Arc::strong_count(&cache.lock().slots[&1].outcome) < 3 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                if given_up {
+                    drop(begun);
+                } else {
+                    begun.finish(Ok(vec![1])).unwrap();
+                }
+                assert_eq!(*reader.join().unwrap().unwrap(), [if given_up { 2 } else { 1 }]);
+            });
+            assert_eq!(kept(&cache), (1, 1));
         }
     }
 

@@ -46,3 +46,4 @@ mod sys;
 mod trees;
 mod uring;
 mod users;
+mod whole;

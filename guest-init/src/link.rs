@@ -15,6 +15,7 @@
 //! Nothing is done for an idle connection: it costs no wake-ups, and the next request finds out.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -299,12 +300,34 @@ impl Link {
         (first_tag..).zip(wanted).map(|(tag, wanted)| Ticket { tag, len: wanted.len }).collect()
     }
 
+    /// How many of these, from the first on, have come: so many can be redeemed without waiting.
+    pub fn have_come<'a>(&self, tickets: impl Iterator<Item = &'a Ticket>) -> usize {
+        if let Ok(mut reader) = self.reader.try_lock() {
+            while let Some((header, payload)) = reader.as_mut().and_then(FrameReader::buffered_frame) {
+                self.dispatch(None, header, payload);
+            }
+            drop(reader);
+            self.pass_the_lead_on();
+        }
+        let calls = lock(&self.calls);
+        let has_come = |ticket: &&Ticket| calls.waiting.get(&ticket.tag).is_some_and(|call| call.reply.is_some());
+        tickets.take_while(has_come).count()
+    }
+
     /// Waits for what a ticket stands for. Not verified.
     pub fn redeem(&self, ticket: Ticket) -> Result<Vec<u8>, LinkError> {
-        if let Some(call) = lock(&self.calls).waiting.get_mut(&ticket.tag) {
-            call.caller = Some(thread::current());
-        }
-        let data = self.finish(ticket.tag)?;
+        let come = match lock(&self.calls).waiting.entry(ticket.tag) {
+            Entry::Occupied(call) if call.get().reply.is_some() => call.remove().reply,
+            Entry::Occupied(mut call) => {
+                call.get_mut().caller = Some(thread::current());
+                None
+            }
+            Entry::Vacant(_) => None,
+        };
+        let data = match come {
+            Some(reply) => reply?,
+            None => self.finish(ticket.tag)?,
+        };
         if data.len() != ticket.len as usize {
             return Err(LinkError::Length { wanted: ticket.len.into(), got: data.len() as u64 });
         }
@@ -334,16 +357,18 @@ impl Link {
     /// Waits for a reply, leading the reading if nobody else does, and passes the lead on.
     fn finish(&self, tag: u64) -> Result<Vec<u8>, LinkError> {
         let reply = self.wait(tag, Instant::now() + self.deadline);
-        let next = {
-            let mut calls = lock(&self.calls);
-            calls.waiting.remove(&tag);
-            calls.waiting.values().filter(|call| call.reply.is_none()).find_map(|call| call.caller.clone())
-        };
-        // Whoever still waits may have to take the lead now.
+        lock(&self.calls).waiting.remove(&tag);
+        self.pass_the_lead_on();
+        reply
+    }
+
+    /// Wakes one who waits for a reply: nobody reads any more, and those who wait now would do so for ever.
+    fn pass_the_lead_on(&self) {
+        let waits = |call: &Call| call.caller.clone().filter(|_| call.reply.is_none());
+        let next = lock(&self.calls).waiting.values().find_map(waits);
         if let Some(next) = next {
             next.unpark();
         }
-        reply
     }
 
     fn take_reply(&self, tag: u64) -> Option<Result<Vec<u8>, LinkError>> {
@@ -372,7 +397,7 @@ impl Link {
             match reader.as_mut().map(FrameReader::read_frame) {
                 Some(Ok((header, payload))) => {
                     asked = false;
-                    if let Some(reply) = self.dispatch(tag, header, payload) {
+                    if let Some(reply) = self.dispatch(Some(tag), header, payload) {
                         return reply;
                     }
                 }
@@ -390,7 +415,7 @@ impl Link {
     }
 
     /// Hands a frame to the call that it answers; returns it if that is the caller's own.
-    fn dispatch(&self, own: u64, header: Header, payload: Vec<u8>) -> Option<Result<Vec<u8>, LinkError>> {
+    fn dispatch(&self, own: Option<u64>, header: Header, payload: Vec<u8>) -> Option<Result<Vec<u8>, LinkError>> {
         let reply = match header.kind {
             // Without a copy: by far the most frequent, and the longest.
             kind::DATA => Ok(payload),
@@ -401,7 +426,7 @@ impl Link {
                 Err(error) => Err(error.into()),
             },
         };
-        if header.tag == own {
+        if Some(header.tag) == own {
             return Some(reply);
         }
         // No such call: its deadline has passed, or it was answered on the connection before.
@@ -566,6 +591,13 @@ impl FrameReader {
         Ok((header, payload))
     }
 
+    /// The next frame, if all of it was received together with an earlier one.
+    fn buffered_frame(&mut self) -> Option<(Header, Vec<u8>)> {
+        let (header, payload) = self.buffer[self.start..self.end].split_first_chunk::<HEADER>()?;
+        let whole = Header::decode(header).is_ok_and(|header| header.len as usize <= payload.len());
+        if whole { self.read_frame().ok() } else { None }
+    }
+
     fn read_payload(&mut self, len: usize) -> io::Result<Vec<u8>> {
         let mut payload = Vec::with_capacity(len);
         let buffered = len.min(self.end - self.start);
@@ -713,6 +745,38 @@ mod tests {
         assert_eq!(link.redeem(one).unwrap(), b"a");
         link.forget(two);
         assert_eq!(link.redeem(three).unwrap(), b"ccc");
+        drop(host.join().unwrap());
+    }
+
+    #[test]
+    fn what_came_together_is_had_without_waiting_for_what_has_not() {
+        let server = server();
+        let address = server.address.clone();
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        let host = thread::spawn(move || {
+            let mut reader = server.accept();
+            let tags: Vec<_> = (0..4).map(|_| reader.read_frame().unwrap().0.tag).collect();
+            let together = tags[..2].iter().flat_map(|tag| FromHost::Data(b"x").encode(*tag));
+            (&*reader.stream).write_all(&together.collect::<Vec<_>>()).unwrap();
+            may_go_on.recv().unwrap();
+            tags[2..].iter().for_each(|tag| reply(&reader, *tag, &FromHost::Data(b"x")));
+            reader
+        });
+        let link = Link::connect(address, id(0), REQUEST_DEADLINE).unwrap();
+        let ask = |_| link.range_ahead(id(1), 0, 1);
+        let [one, two, three, four] = [(); 4].map(ask);
+        assert_eq!(link.redeem(one).unwrap(), b"x");
+        assert_eq!(link.have_come([&two, &three, &four].into_iter()), 1);
+        assert_eq!(link.have_come([&three, &two].into_iter()), 0, "from the first on");
+        assert_eq!(link.redeem(two).unwrap(), b"x");
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| link.redeem(three));
+            // As often as the reader is in the other's way, whose turn it is to read.
+            (0..10_000).for_each(|_| _ = link.have_come([&four].into_iter()));
+            go_on.send(()).unwrap();
+            assert_eq!(waiting.join().unwrap().unwrap(), b"x");
+        });
+        assert_eq!(link.redeem(four).unwrap(), b"x");
         drop(host.join().unwrap());
     }
 

@@ -4,9 +4,8 @@
 //! Small objects are fetched whole, which one hash over their blocks proves. Of large ones just the ranges that are asked
 //! for come, and the nodes of the Merkle tree that prove them ([`crate::trees`]).
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex};
 
 use lazyroot_proto::frame::{EventKind, MAX_READ};
 use lazyroot_proto::index::ObjectIndex;
@@ -15,7 +14,7 @@ use lazyroot_proto::{ObjectId, verity};
 
 use crate::asked::Asked;
 use crate::budget::Budget;
-use crate::cache::{Cache, Fetched};
+use crate::cache::Fetched;
 use crate::clock::monotonic_now;
 use crate::complain::complain;
 use crate::link::{Link, LinkError, Ticket, Wanted};
@@ -25,6 +24,7 @@ use crate::placement::{self, LONG_WORK};
 use crate::recorder::{Recorder, Stopwatch};
 use crate::runs::{self, Runs};
 use crate::trees::{Large, Trees};
+use crate::whole::{Small, Whole};
 
 /// Objects up to this many bytes travel whole: 99 % of the objects of a Linux image, and at vsock's speed
 /// (tens of MiB/s emulated, GB/s otherwise) no dearer than the extra round trip for leaves.
@@ -34,10 +34,6 @@ pub const SMALL: u64 = 256 << 10;
 /// 1 MiB; sequential reads are as fast with each, but programs that jump about in large files (python and its libraries)
 /// fetch a quarter less than with 1 MiB.
 pub const LONGEST_READ: u32 = 256 << 10;
-
-/// Memory for objects fetched whole, in bytes. The kernel's page cache keeps what programs read; this only
-/// bridges the time until it has them.
-const WHOLE_BUDGET: usize = 4 << 20;
 
 /// Objects that were opened and may still be read: more than the programs that open files at the same time.
 const MAX_OPENED: usize = 64;
@@ -67,9 +63,7 @@ pub struct Objects {
     index: ObjectIndex,
     recorder: Arc<Recorder>,
     neighbours: Neighbours,
-    /// Small objects on their way that nobody waits for yet, and on whose behalf.
-    tickets: Mutex<BTreeMap<u32, (Ticket, Origin)>>,
-    whole: Cache,
+    whole: Whole,
     trees: Trees,
     runs: Runs,
     /// Of large objects, what the boot profile brings, and what comes ahead in runs.
@@ -120,12 +114,11 @@ impl Objects {
     /// boot profile brings may take `budget` bytes.
     pub fn new(link: Arc<Link>, index: ObjectIndex, recorder: Arc<Recorder>, budget: usize) -> Self {
         Self {
+            whole: Whole::new(link.clone(), recorder.clone()),
             link,
             index,
             recorder,
             neighbours: Neighbours::default(),
-            tickets: Mutex::default(),
-            whole: Cache::new(WHOLE_BUDGET),
             trees: Trees::new(),
             runs: Runs::new(LONGEST_READ.into()),
             pieces: Pieces::default(),
@@ -163,7 +156,7 @@ impl Objects {
         let Some((_, 1..=SMALL)) = self.index.get(position) else { return Step::default() };
         let step = self.neighbours.miss(&self.index, position, SMALL);
         for range in step.give_up.iter().cloned() {
-            self.give_up(range);
+            self.whole.give_up(range);
         }
         if let Some(batch) = step.ask.clone() {
             self.expect_small(batch, Origin::Neighbour);
@@ -174,13 +167,10 @@ impl Objects {
     /// Asks for those of these small objects that are not here or on their way, on behalf of `origin`.
     pub fn expect_small(&self, positions: impl Iterator<Item = u32>, origin: Origin) {
         let ready = self.ready.lock().expect("no panic under the lock");
-        let absent = |position: &u32| {
-            !ready.contains(position) && !self.whole.has(*position) && !self.tickets().contains_key(position)
-        };
+        let absent = |position: &u32| !ready.contains(position) && !self.whole.is_coming(*position);
         let all = |position| Wanted::new(&self.index, Extent::around(position, 0, self.index.get(position)?.1)?);
         let wanted: Vec<_> = positions.filter(absent).filter_map(all).collect();
-        let tickets = self.link.read_ahead(&wanted).into_iter().map(|ticket| (ticket, origin));
-        self.tickets().extend(wanted.iter().map(|wanted| wanted.extent.position).zip(tickets));
+        self.whole.expect(&wanted, origin);
     }
 
     /// A program opens the small object at `position`: it is asked for now, and here by the time it is read.
@@ -195,7 +185,7 @@ impl Objects {
         drop(opened);
         // Opened and not read: nobody waits for it.
         if let Some(position) = oldest {
-            self.give_up(position..position + 1);
+            self.whole.give_up(position..position + 1);
         }
     }
 
@@ -203,31 +193,35 @@ impl Objects {
         self.ready.lock().expect("no panic under the lock").contains(&position)
     }
 
-    fn give_up(&self, range: Range<u32>) {
-        let given_up = {
-            let mut tickets = self.tickets();
-            let mut tail = tickets.split_off(&range.start);
-            tickets.append(&mut tail.split_off(&range.end));
-            tail
-        };
-        given_up.into_values().for_each(|(ticket, _)| self.link.forget(ticket));
-    }
-
-    fn tickets(&self) -> MutexGuard<'_, BTreeMap<u32, (Ticket, Origin)>> {
-        self.tickets.lock().expect("no panic under the lock")
-    }
-
-    /// All of the small object at `position` that was asked for with [`Objects::expect_small`] on behalf of `origin`.
-    /// `None` if the kernel has it meanwhile.
-    pub fn receive_small(&self, position: u32, origin: Origin) -> Option<Fetched> {
-        let (id, size) = self.index.get(position).filter(|(_, size)| *size <= SMALL)?;
-        let coming = self.whole.has(position) || self.tickets().contains_key(&position);
-        coming.then(|| self.whole(position, id, size, origin))
+    /// Has `take` have all of each of these small objects, which were asked for with [`Objects::expect_small`] on behalf of
+    /// `origin`, as they come, with a moment before it was waited for. Leaves out what the kernel has meanwhile, and what
+    /// cannot be had.
+    pub fn receive_small(
+        &self,
+        positions: impl Iterator<Item = u32>,
+        origin: Origin,
+        mut take: impl FnMut(u32, &[u8], Stopwatch),
+    ) {
+        let objects: Vec<_> = positions.filter_map(|position| self.small(position)).collect();
+        let mut rest = &objects[..];
+        while let [first, others @ ..] = rest {
+            if !self.whole.is_coming(first.position) {
+                rest = others;
+                continue;
+            }
+            let stopwatch = Stopwatch::start();
+            let fetched = self.whole.get_first(rest, origin);
+            let (these, others) = rest.split_at(fetched.len());
+            for (object, fetched) in these.iter().zip(fetched) {
+                fetched.into_iter().for_each(|content| take(object.position, &content, stopwatch));
+            }
+            rest = others;
+        }
     }
 
     /// What came for `position`, with the boot profile, stays until a program asks for it, or [`Objects::drop_ahead`].
     pub fn hold_small(&self, position: u32, bytes: usize) {
-        self.budget.take(self.whole.hold(position));
+        self.budget.take(self.whole.verified().hold(position));
         self.watch(bytes as u64);
     }
 
@@ -243,19 +237,19 @@ impl Objects {
         let bytes = bytes as u64;
         self.record(stopwatch, Extent::around(position, 0, bytes), bytes, Origin::Unseen, true);
         // A program that has asked for it meanwhile was told of it; it knows nothing of what is kept here.
-        self.whole.drop(position);
+        self.whole.verified().drop(position);
     }
 
     /// The kernel gets all of this object now, so that nothing needs to be kept here.
     pub fn drop_small(&self, position: u32) {
-        self.budget.give_back(self.whole.drop(position));
+        self.budget.give_back(self.whole.verified().drop(position));
     }
 
     /// The kernel was given all of this object before a program has asked for it, and will not tell when one does. That
     /// the program which reads its neighbours reads it too is the best guess.
     pub fn stored_ahead(&self, position: u32, stopwatch: Stopwatch) {
         let size = self.index.get(position).map_or(0, |(_, size)| size);
-        let origin = self.whole.claim(position).unwrap_or(Origin::Neighbour);
+        let origin = self.whole.verified().claim(position).unwrap_or(Origin::Neighbour);
         self.drop_small(position);
         self.recorder.count(|counters| match origin {
             Origin::Profile => counters.profile_used_bytes += size,
@@ -269,7 +263,7 @@ impl Objects {
         self.ready.lock().expect("no panic under the lock").clear();
         self.asked.close();
         self.handed_over.close();
-        self.budget.give_back(self.whole.drop_held() + self.pieces.drop_profile());
+        self.budget.give_back(self.whole.verified().drop_held() + self.pieces.drop_profile());
     }
 
     /// The `extent` of a large object is wanted on behalf of `origin`. Returns what of it is to be asked for: what nobody has
@@ -362,10 +356,10 @@ impl Objects {
         }
     }
 
-    fn demand_small(&self, position: u32, id: ObjectId, size: u64, stopwatch: Stopwatch) -> Fetched {
-        let ticket = || self.tickets().get(&position).map(|(_, origin)| *origin);
-        let origin = self.whole.claim(position).or_else(ticket).unwrap_or(Origin::Host);
-        let fetched = self.whole(position, id, size, Origin::Cache);
+    fn demand_small(&self, object: &Small, stopwatch: Stopwatch) -> Fetched {
+        let Small { position, size, .. } = *object;
+        let origin = self.whole.claim(position).unwrap_or(Origin::Host);
+        let fetched = self.whole.get(object, Origin::Cache);
         if origin == Origin::Profile {
             self.recorder.count(|counters| counters.profile_used_bytes += size);
         }
@@ -390,7 +384,7 @@ impl Objects {
         let start = offset.min(size);
         let end = size.min(start + u64::from(len));
         let read = if size <= SMALL {
-            let whole = self.demand_small(position, id, size, stopwatch);
+            let whole = self.demand_small(&Small { position, id, size }, stopwatch);
             whole.map(|data| Bytes { data, start: start as usize, end: end as usize })
         } else {
             let (read, origin) = self.range(&Large { position, id, size }, start, end);
@@ -412,23 +406,10 @@ impl Objects {
         }
     }
 
-    fn whole(&self, position: u32, id: ObjectId, size: u64, origin: Origin) -> Fetched {
-        self.whole.get_or_fetch(position, origin, || {
-            let ticket = self.tickets().remove(&position);
-            let wire = Stopwatch::start();
-            let data = match ticket {
-                Some((ticket, _)) => self.link.redeem(ticket),
-                None if size == 0 => Ok(Vec::new()),
-                None => self.link.read(id, 0, size as u32),
-            };
-            let data = data.map_err(|error| ReadError::Link { id, error })?;
-            let right = verity::digest(id.algorithm(), &data) == id;
-            self.recorder.count(|counters| {
-                counters.wire.add(wire.elapsed());
-                counters.verified_bytes += data.len() as u64;
-            });
-            if right { Ok(data) } else { Err(ReadError::Corrupt(id)) }
-        })
+    /// The object at `position`, if it is a small one.
+    fn small(&self, position: u32) -> Option<Small> {
+        let (id, size) = self.index.get(position).filter(|(_, size)| *size <= SMALL)?;
+        Some(Small { position, id, size })
     }
 
     /// The object at `position`, if it is a large one.

@@ -20,7 +20,6 @@ use crate::objects::{Objects, SMALL};
 use crate::pages::Pages;
 use crate::pieces::MAX_BLOCKS;
 use crate::ready::Ready;
-use crate::recorder::Stopwatch;
 
 /// How long what was fetched ahead waits for a program: as long as the host takes a boot to last.
 const BOOT: Duration = Duration::from_secs(60);
@@ -137,17 +136,18 @@ impl Prefetch {
     }
 
     fn receive(&self, list: UnderWay) {
-        for (position, watched) in list.small {
-            let stopwatch = Stopwatch::start();
-            let Some(Ok(content)) = self.objects.receive_small(position, Origin::Profile) else { continue };
+        let watched: HashSet<_> =
+            list.small.iter().filter(|(_, watched)| *watched).map(|(position, _)| *position).collect();
+        let positions = list.small.into_iter().map(|(position, _)| position);
+        self.objects.receive_small(positions, Origin::Profile, |position, content, stopwatch| {
             let id = self.objects.index().get(position).map(|(id, _)| id);
-            let ready = !watched && id.is_some_and(|id| self.ready.put(&id, &content).is_ok());
+            let ready = !watched.contains(&position) && id.is_some_and(|id| self.ready.put(&id, content).is_ok());
             if ready {
                 self.objects.made_ready(position, content.len(), stopwatch);
             } else {
                 self.objects.hold_small(position, content.len());
             }
-        }
+        });
         let mut moving = Vec::new();
         for (wanted, stays, ticket) in list.pieces {
             let came = self.objects.keep_piece(&wanted, self.objects.link().redeem(ticket));

@@ -89,6 +89,12 @@ impl Bench {
         (content, position)
     }
 
+    /// The file in the repository that has this content.
+    fn object(&self, content: &[u8]) -> PathBuf {
+        let id = verity::digest(Algorithm::Sha256, content);
+        self.lazyroot.home().join("repository/objects").join(id.object_path())
+    }
+
     fn entries(&self) -> Profile {
         self.profile.read().expect("a profile was written")
     }
@@ -144,6 +150,32 @@ fn a_walk_through_many_small_files_asks_for_few_of_them_one_by_one() {
     // first 256 KiB (64 blocks), of which the parts are asked for at once.
     let mut alone = large.iter().filter(|read| read.origin == Origin::Host);
     assert!(alone.all(|read| read.extent.block < 64) && large.len() > 10, "{large:?}");
+}
+
+/// Of those that come together, many are hashed side by side.
+#[test]
+fn what_is_damaged_or_gone_in_the_midst_of_a_walk_fails_alone() {
+    let bench = Bench::new();
+    let (damaged, gone) = (300..304, 500..502);
+    for number in damaged.clone() {
+        let file = fs::OpenOptions::new().write(true).open(bench.object(&bench.small(number).0)).unwrap();
+        file.write_all_at(b"\xff\x00\xff", number).unwrap();
+    }
+    for number in gone.clone() {
+        fs::remove_file(bench.object(&bench.small(number).0)).unwrap();
+    }
+    bench.mounted(|tree, _| {
+        for number in 0..FILES {
+            match fs::read(small_file(tree, number)) {
+                Ok(content) => assert_eq!(content, bench.small(number).0, "file {number}"),
+                Err(error) => {
+                    assert!(damaged.contains(&number) || gone.contains(&number), "file {number}: {error}");
+                    assert_eq!(error.raw_os_error(), Some(5));
+                }
+            }
+        }
+        assert!(damaged.chain(gone).all(|number| fs::read(small_file(tree, number)).is_err()));
+    });
 }
 
 /// Later than that, files go to the page cache and no more to the layer in memory.
@@ -278,13 +310,9 @@ fn damage_that_comes_with_a_profile_is_an_error_and_never_wrong_bytes() {
     let bench = Bench::new();
     bench.mounted(|tree, _| boot(&bench, tree));
     let (content, _) = bench.small(0);
-    let object = |content: &[u8]| {
-        let id = verity::digest(Algorithm::Sha256, content);
-        bench.lazyroot.home().join("repository/objects").join(id.object_path())
-    };
     let large = fs::read(bench.source.path().join("large")).unwrap();
     for (content, offset) in [(&content, 1000), (&large, (2 << 20) + 5000)] {
-        let file = fs::OpenOptions::new().write(true).open(object(content)).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(bench.object(content)).unwrap();
         file.write_all_at(b"\xff\x00\xff", offset).unwrap();
     }
     let ((), state) = bench.mounted(|tree, activity| {
