@@ -300,8 +300,8 @@ impl Link {
         (first_tag..).zip(wanted).map(|(tag, wanted)| Ticket { tag, len: wanted.len }).collect()
     }
 
-    /// How many of these, from the first on, have come: so many can be redeemed without waiting.
-    pub fn have_come<'a>(&self, tickets: impl Iterator<Item = &'a Ticket>) -> usize {
+    /// Takes in what was received together with earlier replies, without waiting.
+    pub fn take_in(&self) {
         if let Ok(mut reader) = self.reader.try_lock() {
             while let Some((header, payload)) = reader.as_mut().and_then(FrameReader::buffered_frame) {
                 self.dispatch(None, header, payload);
@@ -309,6 +309,10 @@ impl Link {
             drop(reader);
             self.pass_the_lead_on();
         }
+    }
+
+    /// How many of these, from the first on, have come: so many can be redeemed without waiting.
+    pub fn have_come<'a>(&self, tickets: impl Iterator<Item = &'a Ticket>) -> usize {
         let calls = lock(&self.calls);
         let has_come = |ticket: &&Ticket| calls.waiting.get(&ticket.tag).is_some_and(|call| call.reply.is_some());
         tickets.take_while(has_come).count()
@@ -362,7 +366,7 @@ impl Link {
         reply
     }
 
-    /// Wakes one who waits for a reply: nobody reads any more, and those who wait now would do so for ever.
+    /// Wakes one who waits for a reply, to read: perhaps nobody else does any more.
     fn pass_the_lead_on(&self) {
         let waits = |call: &Call| call.caller.clone().filter(|_| call.reply.is_none());
         let next = lock(&self.calls).waiting.values().find_map(waits);
@@ -766,13 +770,14 @@ mod tests {
         let ask = |_| link.range_ahead(id(1), 0, 1);
         let [one, two, three, four] = [(); 4].map(ask);
         assert_eq!(link.redeem(one).unwrap(), b"x");
+        link.take_in();
         assert_eq!(link.have_come([&two, &three, &four].into_iter()), 1);
         assert_eq!(link.have_come([&three, &two].into_iter()), 0, "from the first on");
         assert_eq!(link.redeem(two).unwrap(), b"x");
         thread::scope(|scope| {
             let waiting = scope.spawn(|| link.redeem(three));
             // As often as the reader is in the other's way, whose turn it is to read.
-            (0..10_000).for_each(|_| _ = link.have_come([&four].into_iter()));
+            (0..10_000).for_each(|_| link.take_in());
             go_on.send(()).unwrap();
             assert_eq!(waiting.join().unwrap().unwrap(), b"x");
         });

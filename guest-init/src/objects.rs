@@ -209,11 +209,14 @@ impl Objects {
                 rest = others;
                 continue;
             }
-            let stopwatch = Stopwatch::start();
+            let mut stopwatch = Stopwatch::start();
             let fetched = self.whole.get_first(rest, origin);
             let (these, others) = rest.split_at(fetched.len());
-            for (object, fetched) in these.iter().zip(fetched) {
-                fetched.into_iter().for_each(|content| take(object.position, &content, stopwatch));
+            for (Small { position, .. }, fetched) in these.iter().zip(fetched) {
+                if let Some(content) = fetched.ok().filter(|_| self.whole.verified().has(*position)) {
+                    take(*position, &content, stopwatch);
+                }
+                stopwatch = Stopwatch::start();
             }
             rest = others;
         }

@@ -9,17 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use lazyroot_proto::reads::Origin;
 use lazyroot_proto::{ObjectId, verity};
 
-use crate::cache::{Cache, Fetched};
+use crate::cache::{Cache, Fetch, Fetched};
 use crate::link::{Link, LinkError, Ticket, Wanted};
-use crate::objects::ReadError;
+use crate::objects::{ReadError, SMALL};
 use crate::recorder::{Recorder, Stopwatch};
 
 /// Memory for objects, in bytes. The kernel's page cache keeps what programs read; this only bridges the time until it
 /// has them.
 const BUDGET: usize = 4 << 20;
 
-/// Most objects that are hashed side by side: as many as vector registers have lanes, so that what each object has one of
-/// fills one register. The others wait for the last of them, but only where all have come.
+/// Most objects that are hashed side by side: as many as the widest vector registers have lanes. Nor have they more bytes
+/// than one alone may have, so that nobody waits longer for those of others to be hashed than for its own.
 const GROUP: usize = 16;
 
 /// See the module.
@@ -42,11 +42,12 @@ pub struct Small {
     pub size: u64,
 }
 
-/// What the host has sent for an object, not verified, and when we began to wait for it.
+/// What the host has sent for an object, not verified.
 struct Received {
     id: ObjectId,
     data: Result<Vec<u8>, LinkError>,
-    wire: Stopwatch,
+    /// How long we waited for it, in microseconds.
+    waited: u64,
 }
 
 impl Whole {
@@ -87,42 +88,61 @@ impl Whole {
         self.verified.claim(position).or_else(|| self.tickets().get(&position).map(|(_, origin)| *origin))
     }
 
-    /// All of an object, on behalf of `origin` unless it is coming.
+    /// All of an object, fetched on behalf of `origin` unless somebody has done so.
     pub fn get(&self, object: &Small, origin: Origin) -> Fetched {
-        let fetch = || self.verify(vec![self.receive(object)]).pop().expect("one of one");
+        let fetch = || self.verify(vec![self.receive(object, self.take_ticket(object))]).pop().expect("one of one");
         self.verified.get_or_fetch(object.position, origin, fetch)
     }
 
-    /// All of the first of these objects, at least one of them, on behalf of `origin` unless they are coming, and of those
-    /// behind it that have come by then.
+    /// All of the first of these objects, and of those behind it that have come by then, fetched on behalf of `origin` unless
+    /// somebody has done so.
     pub fn get_first(&self, objects: &[Small], origin: Origin) -> Vec<Fetched> {
         let Some((first, others)) = objects.split_first() else { return Vec::new() };
         let Some(fetch) = self.verified.begin(first.position, origin) else { return vec![self.get(first, origin)] };
-        let (mut fetches, mut received) = (vec![fetch], vec![self.receive(first)]);
-        for object in &others[..self.have_come(others)] {
-            let Some(fetch) = self.verified.begin(object.position, origin) else { break };
+        let (mut fetches, mut received) = (vec![fetch], vec![self.receive(first, self.take_ticket(first))]);
+        for (object, fetch, ticket) in self.take_come(first.size, others, origin) {
             fetches.push(fetch);
-            received.push(self.receive(object));
+            received.push(self.receive(object, Some(ticket)));
         }
         fetches.into_iter().zip(self.verify(received)).map(|(fetch, verified)| fetch.finish(verified)).collect()
     }
 
-    /// How many of these, from the first on, can be had without waiting.
-    fn have_come(&self, objects: &[Small]) -> usize {
-        let tickets = self.tickets();
-        let tickets = objects[..objects.len().min(GROUP - 1)].iter().map_while(|object| tickets.get(&object.position));
-        self.link.have_come(tickets.map(|(ticket, _)| ticket))
+    /// Those of these objects, from the first on, that can be had without waiting, as a group with one of `bytes`.
+    fn take_come<'a>(
+        &'a self,
+        mut bytes: u64,
+        objects: &'a [Small],
+        origin: Origin,
+    ) -> Vec<(&'a Small, Fetch<'a, u32>, Ticket)> {
+        let fits = |object: &&Small| {
+            bytes += object.size;
+            bytes <= SMALL
+        };
+        let objects: Vec<_> = objects.iter().take(GROUP - 1).take_while(fits).collect();
+        self.link.take_in();
+        let mut tickets = self.tickets();
+        let expected = objects.iter().map_while(|object| tickets.get(&object.position)).map(|(ticket, _)| ticket);
+        let come = self.link.have_come(expected);
+        let take = |object: &&'a Small| {
+            let fetch = self.verified.begin(object.position, origin)?;
+            let (ticket, _) = tickets.remove(&object.position)?;
+            Some((*object, fetch, ticket))
+        };
+        objects[..come].iter().map_while(take).collect()
     }
 
-    fn receive(&self, Small { position, id, size }: &Small) -> Received {
-        let ticket = self.tickets().remove(position);
-        let wire = Stopwatch::start();
+    fn take_ticket(&self, object: &Small) -> Option<Ticket> {
+        self.tickets().remove(&object.position).map(|(ticket, _)| ticket)
+    }
+
+    fn receive(&self, Small { id, size, .. }: &Small, ticket: Option<Ticket>) -> Received {
+        let stopwatch = Stopwatch::start();
         let data = match ticket {
-            Some((ticket, _)) => self.link.redeem(ticket),
+            Some(ticket) => self.link.redeem(ticket),
             None if *size == 0 => Ok(Vec::new()),
             None => self.link.read(*id, 0, *size as u32),
         };
-        Received { id: *id, data, wire }
+        Received { id: *id, data, waited: stopwatch.elapsed() }
     }
 
     fn verify(&self, received: Vec<Received>) -> Vec<Result<Vec<u8>, ReadError>> {
@@ -131,11 +151,10 @@ impl Whole {
         let algorithm = received.first().map(|received| received.id.algorithm());
         let digests = algorithm.map(|algorithm| verity::digests(algorithm, &come)).unwrap_or_default();
         self.recorder.count(|counters| {
+            for received in received.iter().filter(|received| received.data.is_ok()) {
+                counters.wire.add(received.waited);
+            }
             counters.verified_bytes += come.iter().map(|data| data.len() as u64).sum::<u64>();
-            received
-                .iter()
-                .filter(|received| received.data.is_ok())
-                .for_each(|received| counters.wire.add(received.wire.elapsed()));
         });
         let mut digests = digests.into_iter();
         let verdict = |Received { id, data, .. }| {

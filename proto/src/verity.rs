@@ -36,21 +36,13 @@ fn hash_each<const LEN: usize>(algorithm: Algorithm, messages: &[&[u8; LEN]]) ->
 
 /// The hash of every 4 KiB block of each of `all`, one behind the other; a last partial block counts as zero-padded.
 fn hash_blocks(algorithm: Algorithm, all: &[&[u8]]) -> Vec<u8> {
-    let split = || all.iter().map(|data| data.as_chunks::<BLOCK>());
     let pad = |rest: &[u8]| {
         let mut padded = [0; BLOCK];
         padded[..rest.len()].copy_from_slice(rest);
-        padded
+        (!rest.is_empty()).then_some(padded)
     };
-    let padded: Vec<_> = split().map(|(_, rest)| rest).filter(|rest| !rest.is_empty()).map(pad).collect();
-    let mut padded = padded.iter();
-    let mut blocks = Vec::new();
-    for (whole, rest) in split() {
-        blocks.extend(whole);
-        if !rest.is_empty() {
-            blocks.extend(padded.next());
-        }
-    }
+    let split: Vec<_> = all.iter().map(|data| data.as_chunks()).map(|(whole, rest)| (whole, pad(rest))).collect();
+    let blocks: Vec<_> = split.iter().flat_map(|(whole, last)| whole.iter().chain(last)).collect();
     hash_each(algorithm, &blocks)
 }
 

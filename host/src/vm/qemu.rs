@@ -48,10 +48,11 @@ pub fn console(arch: Arch) -> &'static str {
     }
 }
 
-/// Bytes from which on a piece of QEMU's memory is mapped by itself, and so begins at a page. The state of an emulated
-/// processor is such a piece. In the heap it lies where others have left it, by the length of the VM's name for example;
-/// where its vector registers lie across cache lines, as that suggests, vectors are slower: a guest read and hashed
-/// 128 MiB in 3.1 s with a name of up to five letters, and in 2.1 s with a longer one. Mapped, in 2.1 s with both.
+/// Bytes from which on a piece of an emulating QEMU's memory is mapped by itself, and so always lies at the same place of a
+/// page. The state of an emulated processor is such a piece. In the heap it lies where others have left it, by the length
+/// of the VM's name for example; where its vector registers lie across cache lines, as that suggests, vectors are slower:
+/// a guest read and hashed 128 MiB in 3.1 s with a name of up to five letters, and in 2.1 s with a longer one. Mapped, in
+/// 2.1 s with both.
 const MAPPED_FROM: &str = "16384";
 
 /// Words that save an emulated guest time: no mitigations of speculation that does not happen, no self-tests.
@@ -250,8 +251,10 @@ impl Qemu {
         let log = spec.dir.join("qemu.log");
         let mut command = Command::new(&self.program);
         command.args(self.arguments(spec)?).stderr(create(&log)?).kill_on_drop(true);
-        // Words of glibc's mallopt(3), which others pass over.
-        command.env("MALLOC_MMAP_THRESHOLD_", MAPPED_FROM);
+        if self.accelerator == Accelerator::Tcg {
+            // Words of glibc's mallopt(3), which others pass over.
+            command.env("MALLOC_MMAP_THRESHOLD_", MAPPED_FROM);
+        }
         if spec.console != Console::Stdio {
             command.stdin(Stdio::null()).stdout(create(&spec.dir.join("qemu.out"))?);
             // Ctrl-C is for us, and for the program in the guest.
