@@ -1,8 +1,8 @@
 //! Verified reads of an image's objects: what the FUSE layer asks, answered from the link.
 //!
 //! Nothing leaves this module that has not been checked against a digest from the verified object index.
-//! Small objects are fetched whole, which one hash over their blocks proves. Of large ones just the ranges that are asked
-//! for come, and the nodes of the Merkle tree that prove them ([`crate::trees`]).
+//! Small objects are fetched whole, which one hash over their blocks proves ([`crate::whole`]). Of large ones just the
+//! ranges that are asked for come, and the nodes of the Merkle tree that prove them ([`crate::trees`]).
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -216,6 +216,7 @@ impl Objects {
                 if let Some(content) = fetched.ok().filter(|_| self.whole.verified().has(*position)) {
                     take(*position, &content, stopwatch);
                 }
+                // The next one came together with this one: nobody waited for it but while this one was taken.
                 stopwatch = Stopwatch::start();
             }
             rest = others;
