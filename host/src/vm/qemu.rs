@@ -52,8 +52,7 @@ pub fn console(arch: Arch) -> &'static str {
 /// page. The state of an emulated processor is such a piece. In the heap it lies where others have left it, by the length
 /// of the VM's name for example; where its vector registers lie across cache lines, as that suggests, vectors are slower:
 /// a guest read and hashed 128 MiB in 3.1 s with a name of up to five letters, and in 2.1 s with a longer one. Mapped, in
-/// 2.1 s with both: so that state is larger than this, which most of what a running QEMU asks for is not. glibc's own
-/// threshold is 128 KiB, and moves.
+/// 2.1 s with both: the state is larger than this. glibc's own threshold is 128 KiB, and moves.
 const MAPPED_FROM: &str = "16384";
 
 /// Words that save an emulated guest time: no mitigations of speculation that does not happen, no self-tests.
