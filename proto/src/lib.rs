@@ -14,7 +14,9 @@ pub mod peer;
 pub mod reads;
 pub mod service;
 pub mod settings;
+pub mod verified;
 pub mod verity;
 
 pub use id::{Algorithm, ObjectId};
 pub use index::ObjectIndex;
+pub use verified::{Unverified, Verified};
