@@ -10,7 +10,7 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{ObjectId, verity};
 
 use super::{Memory, ProfileUse};
-use crate::store::recent::Recent;
+use crate::store::objects::lru::Recent;
 use crate::store::{Image, ImageConfig, ImageName, Object, ObjectError, ObjectSource, Pin, Store, copy_nodes};
 
 /// Memory for levels above leaves, in bytes: those of objects of 64 GiB under SHA-256.

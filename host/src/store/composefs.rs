@@ -26,13 +26,13 @@ use super::files::remove_if_there;
 use super::gc::{Collect, Streams};
 use super::import::{Import, Imported, Source};
 use super::name::ImageName;
+use super::objects::local::RepositorySource;
+use super::objects::source::ObjectError;
 use super::podman::{self, SideBySide};
 use super::progress::Progress;
 use super::repo::{Rehash, Store};
-use super::repository::RepositorySource;
 use super::scan;
 use super::seen::{FileState, Seen};
-use super::source::ObjectError;
 
 /// Threads that read and hash files of a folder: more only helps disks that answer slowly.
 const MAX_THREADS: usize = 8;

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::manifest::{Content, Node, Tree};
-use super::source::ObjectSource;
+use super::objects::source::ObjectSource;
 use super::walk::{Kind, TreeEntry};
 
 /// What a copy without root could not have.

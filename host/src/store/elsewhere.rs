@@ -18,15 +18,15 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
-use super::cache::{CacheSize, CacheUse, CachedUpstreams};
 use super::config::ImageConfig;
 use super::files::Files;
 use super::image::Image;
 use super::index::ImageIndex;
 use super::manifest::Tree;
+use super::objects::cache::{CacheSize, CacheUse, CachedUpstreams};
+use super::objects::upstream::verified::Discovery;
+use super::objects::upstream::{self, Found, Spec, Traffic, Upstreams};
 use super::profile::Profile;
-use super::upstream::verified::Discovery;
-use super::upstream::{self, Found, Spec, Traffic, Upstreams};
 use crate::home::Home;
 
 /// Manifests kept, of the images that were used last: a few MiB each.

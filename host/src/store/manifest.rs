@@ -17,9 +17,9 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use rustix::fs::FileType;
 
-use super::content;
 use super::listing::{Folder, Listing, Name};
-use super::source::{Object, ObjectSource};
+use super::objects::checked_copy;
+use super::objects::source::{Object, ObjectSource};
 use super::walk::{TreeEntry, Walk};
 use crate::text::printable_name;
 
@@ -153,7 +153,7 @@ impl Tree {
             Content::Hole => Ok(vec![0; size as usize]),
             Content::Object(id) => {
                 let mut data = Vec::with_capacity(size as usize);
-                content::copy(source, &Object { id, size }, &mut data)
+                checked_copy::copy(source, &Object { id, size }, &mut data)
                     .with_context(|| format!("cannot read {}", shown(path)))?;
                 Ok(data)
             }
@@ -307,8 +307,8 @@ impl Tree {
     pub fn copy_file(&self, source: &dyn ObjectSource, entry: &TreeEntry, to: &mut dyn std::io::Write) -> Result<()> {
         match self.node(&entry.inode)? {
             Node::File { content: Content::Inline(data), .. } => Ok(to.write_all(&data)?),
-            Node::File { size, content: Content::Hole } => content::zeros(size, to),
-            Node::File { size, content: Content::Object(id) } => content::copy(source, &Object { id, size }, to),
+            Node::File { size, content: Content::Hole } => checked_copy::zeros(size, to),
+            Node::File { size, content: Content::Object(id) } => checked_copy::copy(source, &Object { id, size }, to),
             _ => bail!("{} is no regular file", shown(&entry.path)),
         }
     }

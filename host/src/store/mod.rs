@@ -1,7 +1,5 @@
 //! Where images and objects come from: the composefs repository, importing into it, and looking inside.
 
-mod cache;
-mod chain;
 #[cfg(target_os = "linux")]
 mod checked;
 mod commit;
@@ -11,7 +9,6 @@ mod composefs;
 #[path = "no_composefs.rs"]
 mod composefs;
 mod config;
-mod content;
 mod copy_out;
 mod diff;
 mod elsewhere;
@@ -25,28 +22,23 @@ mod layer;
 mod listing;
 mod manifest;
 mod name;
-mod nowait;
+pub(crate) mod objects;
 mod pins;
 #[cfg(target_os = "linux")]
 mod podman;
 mod profile;
 mod progress;
-pub(crate) mod recent;
 mod repo;
-mod repository;
 #[cfg(target_os = "linux")]
 mod scan;
 #[cfg(target_os = "linux")]
 mod seen;
-mod source;
 mod stats;
 mod trace;
-mod upstream;
 mod usage;
 mod verify;
 mod walk;
 
-pub use cache::{CacheSize, CacheUse};
 #[cfg(target_os = "linux")]
 pub use composefs::serve_if_storage_helper;
 pub use config::ImageConfig;
@@ -60,21 +52,22 @@ pub use index::ImageIndex;
 pub use listing::{Folder, Listing, Name};
 pub use manifest::{Census, Content, Node, Tree};
 pub use name::{ImageName, ParseNameError};
+pub use objects::cache::{CacheSize, CacheUse};
+pub use objects::local::RepositorySource;
+pub(crate) use objects::source::copy_nodes;
+pub use objects::source::{Object, ObjectError, ObjectSource};
+pub use objects::upstream::{
+    Address as UpstreamAddress, Compression as UpstreamCompression, Pushed, Spec as UpstreamSpec, Traffic,
+    check as check_upstream,
+};
 pub use pins::{Pin, PinRecord};
 #[cfg(target_os = "linux")]
 pub use podman::storage_root as podman_storage;
 pub use profile::{BOOT, Entry, Profile, ProfileFile};
 pub use progress::Progress;
 pub use repo::{Rehash, Removed, Store};
-pub use repository::RepositorySource;
-pub(crate) use source::copy_nodes;
-pub use source::{Object, ObjectError, ObjectSource};
 pub use stats::StoreStats;
 pub use trace::{Milestone, Trace, TraceFile};
-pub use upstream::{
-    Address as UpstreamAddress, Compression as UpstreamCompression, Pushed, Spec as UpstreamSpec, Traffic,
-    check as check_upstream,
-};
 pub use usage::Usage;
 pub use verify::{Damage, Verified};
 pub use walk::{Kind, TreeEntry, Walk};

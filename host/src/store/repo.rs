@@ -15,7 +15,6 @@ use lazyroot_proto::{Algorithm, ObjectId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::chain::Chain;
 use super::composefs;
 use super::config::ImageConfig;
 use super::elsewhere::Elsewhere;
@@ -25,13 +24,14 @@ use super::import::{Import, Source};
 use super::index::{self, ImageIndex};
 use super::manifest::Tree;
 use super::name::ImageName;
+use super::objects::chain::Chain;
+use super::objects::local::RepositorySource;
+use super::objects::source::ObjectSource;
+use super::objects::upstream::push::push;
+use super::objects::upstream::{Address as UpstreamAddress, Pushed};
 use super::profile::ProfileFile;
 use super::progress::Progress;
-use super::repository::RepositorySource;
-use super::source::ObjectSource;
 use super::trace::TraceFile;
-use super::upstream::push::push;
-use super::upstream::{Address as UpstreamAddress, Pushed};
 use crate::home::Home;
 
 /// A digest may be cut to this many hex digits: 48 bits, as podman and git print them.

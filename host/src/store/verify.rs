@@ -13,12 +13,12 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
-use super::content;
 use super::elsewhere::Elsewhere;
 use super::import::{Import, Source};
+use super::objects::checked_copy;
+use super::objects::source::{Object, ObjectError};
 use super::progress::Progress;
 use super::repo::{Rehash, Store};
-use super::source::{Object, ObjectError};
 
 /// An object that is not what its name says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -156,7 +156,7 @@ impl Store {
             let index = self.index(image)?.load()?;
             let size = index.position(id).and_then(|position| index.get(position)).map(|(_, size)| size);
             let object = Object { id: *id, size: size.context("it is in no index")? };
-            content::copy(elsewhere.cached.as_ref(), &object, &mut file)?;
+            checked_copy::copy(elsewhere.cached.as_ref(), &object, &mut file)?;
         }
         file.as_file().sync_all()?;
         file.persist(self.path().join("objects").join(id.object_path()))?;

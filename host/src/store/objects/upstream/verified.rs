@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use lazyroot_proto::verity;
 
 use super::{Found, Upstream};
-use crate::store::source::{Object, ObjectError};
+use crate::store::objects::source::{Object, ObjectError};
 
 /// How often the row is gone through for one object.
 const ROUNDS: usize = 2;

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 
 use super::dial::{Dial, Stream};
 use super::{Compression, Found, Upstream, runtime};
-use crate::store::source::{Object, ObjectError, ObjectSource};
+use crate::store::objects::source::{Object, ObjectError, ObjectSource};
 
 /// How long a connection may take until the far end's first frame: podman starts its ssh in a second or two, and a
 /// machine that sleeps needs some to wake.

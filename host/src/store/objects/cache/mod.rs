@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Result;
 use lazyroot_proto::{ObjectId, verity};
 
-use super::recent::Recent;
+use super::lru::Recent;
 use super::source::{Object, ObjectError, ObjectSource};
 use super::upstream::Upstreams;
 use disk::Disk;
@@ -85,7 +85,7 @@ impl CachedUpstreams {
 
     /// What the cache in `dir` holds in bytes, to within a MiB for each process that uses it, and how often it had what
     /// was wanted.
-    pub(super) fn usage(dir: &Path) -> (u64, CacheUse) {
+    pub(in crate::store) fn usage(dir: &Path) -> (u64, CacheUse) {
         (disk::usage(dir), CacheUse::read(dir))
     }
 
@@ -323,7 +323,7 @@ mod tests {
     use lazyroot_proto::Algorithm;
 
     use super::*;
-    use crate::store::upstream::{Found, Upstream};
+    use crate::store::objects::upstream::{Found, Upstream};
 
     /// An upstream that has one object, slowly, and may damage what it sends.
     struct One {

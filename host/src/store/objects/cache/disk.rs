@@ -33,7 +33,7 @@ use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
 
 use super::{Key, Part};
-use crate::store::nowait;
+use crate::store::objects::nowait;
 
 /// An entry's time of use is written down this often at most: a write to its inode costs more than a read of it.
 const TOUCH: Duration = Duration::from_secs(10);

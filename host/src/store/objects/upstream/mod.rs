@@ -7,9 +7,9 @@ mod bucket;
 mod dial;
 mod peer;
 mod podman_machine;
-pub(super) mod push;
+pub(in crate::store) mod push;
 mod runtime;
-pub(super) mod verified;
+pub(in crate::store) mod verified;
 
 use std::sync::Arc;
 

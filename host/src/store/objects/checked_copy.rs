@@ -15,7 +15,7 @@ const PIECE: u64 = 4 << 20;
 ///
 /// # Errors
 /// If the object is missing, damaged (then a part may have been written) or of another size, or `to` fails.
-pub(super) fn copy(source: &dyn ObjectSource, object: &Object, to: &mut dyn Write) -> Result<()> {
+pub(in crate::store) fn copy(source: &dyn ObjectSource, object: &Object, to: &mut dyn Write) -> Result<()> {
     let Object { id, size } = *object;
     let algorithm = id.algorithm();
     if size <= PIECE {
@@ -49,7 +49,7 @@ pub(super) fn copy(source: &dyn ObjectSource, object: &Object, to: &mut dyn Writ
 ///
 /// # Errors
 /// If `to` fails.
-pub(super) fn zeros(size: u64, to: &mut dyn Write) -> Result<()> {
+pub(in crate::store) fn zeros(size: u64, to: &mut dyn Write) -> Result<()> {
     std::io::copy(&mut std::io::Read::take(std::io::repeat(0), size), &mut &mut *to).context("cannot write")?;
     Ok(())
 }

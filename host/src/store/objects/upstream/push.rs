@@ -16,7 +16,7 @@ use super::bucket::{self, Bucket, ImageRecord, NameRecord, image_path, leaves_pa
 use super::{Address, runtime};
 use crate::store::image::Image;
 use crate::store::name::ImageName;
-use crate::store::source::{Object, ObjectSource};
+use crate::store::objects::source::{Object, ObjectSource};
 
 /// Objects under way at a time: at 20 ms a request that is 1,600 objects a second.
 const PARALLEL: usize = 32;

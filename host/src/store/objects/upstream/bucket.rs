@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Found, Upstream, runtime};
 use crate::store::name::ImageName;
-use crate::store::source::{Object, ObjectError, ObjectSource};
+use crate::store::objects::source::{Object, ObjectError, ObjectSource};
 
 /// The layout's version.
 const VERSION: u32 = 1;

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::cache::CachedUpstreams;
-use super::repository::RepositorySource;
+use super::local::RepositorySource;
 use super::source::{Object, ObjectError, ObjectSource};
 
 /// The repository first: what is there needs no copy in the cache.
-pub(super) struct Chain {
-    pub(super) local: Arc<RepositorySource>,
-    pub(super) elsewhere: Arc<CachedUpstreams>,
+pub(in crate::store) struct Chain {
+    pub(in crate::store) local: Arc<RepositorySource>,
+    pub(in crate::store) elsewhere: Arc<CachedUpstreams>,
 }
 
 impl Chain {

@@ -19,10 +19,10 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::verity::{self, LeafHasher};
 use rustix::fs::{Mode, OFlags};
 
-use super::files::Files;
+use super::lru::Recent;
 use super::nowait;
-use super::recent::Recent;
 use super::source::{Object, ObjectError, ObjectSource, copy_nodes};
+use crate::store::files::Files;
 
 /// A read that starts at the object's beginning and is shorter than this is taken for a whole small object,
 /// whose file is not kept open.
@@ -122,7 +122,7 @@ impl RepositorySource {
     }
 
     /// Reads all of an object. Its size in bytes, if its content matches its id.
-    pub(super) fn check(&self, id: &ObjectId) -> Result<u64, ObjectError> {
+    pub(in crate::store) fn check(&self, id: &ObjectId) -> Result<u64, ObjectError> {
         let file = self.file(id, Keep::Closed)?;
         self.compute_leaves(id, &file)?;
         Ok(file.metadata().map_err(|error| object_error(*id, error))?.len())
