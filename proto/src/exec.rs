@@ -3,7 +3,8 @@
 //! The host's first frame is [`ToGuest::Exec`]. Standard input is under flow control of its own (credit), so
 //! that a program that does not read cannot hold up a signal or a window change behind unread input.
 
-use crate::frame::{FrameError, Reader, Writer};
+use crate::frame::fields::{Reader, Writer};
+use crate::frame::header::FrameError;
 
 /// Frame kinds of an exec stream.
 pub mod kind {
@@ -101,24 +102,15 @@ pub enum ToHost {
 fn list(mut out: Writer, items: &[Vec<u8>]) -> Writer {
     out = out.u32(items.len() as u32);
     for item in items {
-        out = string(out, item);
+        out = out.string(item);
     }
     out
-}
-
-fn string(out: Writer, bytes: &[u8]) -> Writer {
-    out.u32(bytes.len() as u32).bytes(bytes)
-}
-
-fn read_string(fields: &mut Reader) -> Result<Vec<u8>, FrameError> {
-    let len = fields.u32()? as usize;
-    Ok(fields.bytes(len)?.to_vec())
 }
 
 fn read_list(fields: &mut Reader) -> Result<Vec<Vec<u8>>, FrameError> {
     let count = fields.u32()?;
     // Grows as strings are really found, so that a lying count costs nothing.
-    (0..count).map(|_| read_string(fields)).collect()
+    (0..count).map(|_| fields.string()).collect()
 }
 
 fn read_window(fields: &mut Reader) -> Result<Window, FrameError> {
@@ -132,7 +124,7 @@ impl ToGuest {
         match self {
             ToGuest::Exec(exec) => {
                 let out = list(list(out, &exec.argv), &exec.env);
-                let out = string(string(out, &exec.workdir), &exec.user);
+                let out = out.string(&exec.workdir).string(&exec.user);
                 let out = match exec.terminal {
                     None => out.u8(0),
                     Some(window) => out.u8(1).u16(window.rows).u16(window.columns),
@@ -155,8 +147,8 @@ impl ToGuest {
             kind::EXEC => {
                 let argv = read_list(&mut fields)?;
                 let env = read_list(&mut fields)?;
-                let workdir = read_string(&mut fields)?;
-                let user = read_string(&mut fields)?;
+                let workdir = fields.string()?;
+                let user = fields.string()?;
                 let terminal = match fields.u8()? {
                     0 => None,
                     1 => Some(read_window(&mut fields)?),

@@ -4,7 +4,8 @@
 //! guest's, for every image that the other end has. Replies are those of [`crate::frame::FromHost`] and the two here.
 
 use crate::ObjectId;
-use crate::frame::{FrameError, FromHost, MAX_READ, Reader, Writer};
+use crate::frame::fields::{Reader, Writer};
+use crate::frame::{FrameError, FromHost};
 
 /// The longest reference a [`Request::Resolve`] may carry, in bytes.
 pub const MAX_REFERENCE: usize = 4096;
@@ -30,7 +31,7 @@ pub struct Range {
     pub size: u64,
     /// In bytes.
     pub offset: u64,
-    /// In bytes, at most [`MAX_READ`].
+    /// In bytes, at most [`MAX_READ`](crate::frame::MAX_READ).
     pub len: u32,
 }
 
@@ -46,7 +47,7 @@ pub enum Request {
         id: ObjectId,
         /// In bytes.
         offset: u64,
-        /// In bytes, at most [`MAX_READ`].
+        /// In bytes, at most [`MAX_READ`](crate::frame::MAX_READ).
         len: u32,
     },
     /// A range of an object.
@@ -84,7 +85,7 @@ pub enum Reply<'a> {
     },
     /// What a read asked for, all of it, as one zstd frame.
     Packed {
-        /// Its length unpacked, in bytes, at most [`MAX_READ`].
+        /// Its length unpacked, in bytes, at most [`MAX_READ`](crate::frame::MAX_READ).
         len: u32,
         /// The zstd frame.
         data: &'a [u8],
@@ -93,20 +94,13 @@ pub enum Reply<'a> {
     Plain(FromHost<'a>),
 }
 
-fn read_len(fields: &mut Reader<'_>) -> Result<u32, FrameError> {
-    match fields.u32()? {
-        len @ 1..=MAX_READ => Ok(len),
-        _ => Err(fields.malformed()),
-    }
-}
-
 impl Range {
     fn write(&self, kind: u8, tag: u64) -> Vec<u8> {
         Writer::default().id(&self.id).u64(self.size).u64(self.offset).u32(self.len).frame(kind, tag)
     }
 
     fn read(fields: &mut Reader<'_>) -> Result<Self, FrameError> {
-        Ok(Self { id: fields.id()?, size: fields.u64()?, offset: fields.u64()?, len: read_len(fields)? })
+        Ok(Self { id: fields.id()?, size: fields.u64()?, offset: fields.u64()?, len: fields.read_len()? })
     }
 }
 
@@ -136,9 +130,7 @@ impl Request {
                 Request::Resolve(reference.to_owned())
             }
             kind::RESOLVE => return Err(FrameError::Malformed(kind)),
-            kind::MANIFEST => {
-                Request::Manifest { id: fields.id()?, offset: fields.u64()?, len: read_len(&mut fields)? }
-            }
+            kind::MANIFEST => Request::Manifest { id: fields.id()?, offset: fields.u64()?, len: fields.read_len()? },
             kind::OBJECT => Request::Object(Range::read(&mut fields)?),
             kind::OBJECT_LEAVES => Request::Leaves(Range::read(&mut fields)?),
             kind::COMPRESSION => Request::Compression(match fields.u8()? {
@@ -180,7 +172,7 @@ impl<'a> Reply<'a> {
                 let name = std::str::from_utf8(fields.bytes(len.into())?).map_err(|_| FrameError::Malformed(kind))?;
                 Reply::Image { id, manifest_size, name: name.to_owned(), config: fields.rest() }
             }
-            kind::PACKED => Reply::Packed { len: read_len(&mut fields)?, data: fields.rest() },
+            kind::PACKED => Reply::Packed { len: fields.read_len()?, data: fields.rest() },
             _ => return FromHost::decode(kind, payload).map(Reply::Plain),
         };
         fields.end(reply)
@@ -190,7 +182,7 @@ impl<'a> Reply<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{HEADER, Header};
+    use crate::frame::{HEADER, Header, MAX_READ};
     use crate::{Algorithm, verity};
     use proptest::prelude::*;
 

@@ -3,7 +3,8 @@
 //!
 //! The host's first frame is a [`Wish`]. After that both ends send [`Piece`]s.
 
-use crate::frame::{FrameError, Reader, Writer};
+use crate::frame::fields::{Reader, Writer};
+use crate::frame::header::FrameError;
 
 /// Frame kinds of these streams.
 pub mod kind {

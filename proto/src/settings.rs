@@ -1,10 +1,12 @@
 //! What the host hands a guest before the image's init starts, as data and not as words of the kernel command line,
 //! which every program can read.
 
-use crate::frame::{FrameError, Reader, Writer};
+use crate::frame::fields::{Reader, Writer};
+use crate::frame::header::{FrameError, MAX_PAYLOAD};
+use crate::frame::kind;
 
 /// The most bytes of all settings together: one frame.
-pub const MAX_SETTINGS: usize = crate::frame::MAX_PAYLOAD;
+pub const MAX_SETTINGS: usize = MAX_PAYLOAD;
 
 /// Files: name and content of each.
 pub type Files = Vec<(Vec<u8>, Vec<u8>)>;
@@ -46,19 +48,10 @@ pub struct Share {
     pub read_only: bool,
 }
 
-fn string(out: Writer, bytes: &[u8]) -> Writer {
-    out.u32(bytes.len() as u32).bytes(bytes)
-}
-
-fn read_string(fields: &mut Reader) -> Result<Vec<u8>, FrameError> {
-    let len = fields.u32()? as usize;
-    Ok(fields.bytes(len)?.to_vec())
-}
-
 fn files(mut out: Writer, files: &[(Vec<u8>, Vec<u8>)]) -> Writer {
     out = out.u32(files.len() as u32);
     for (name, content) in files {
-        out = string(string(out, name), content);
+        out = out.string(name).string(content);
     }
     out
 }
@@ -66,7 +59,7 @@ fn files(mut out: Writer, files: &[(Vec<u8>, Vec<u8>)]) -> Writer {
 fn read_files(fields: &mut Reader) -> Result<Files, FrameError> {
     let count = fields.u32()?;
     // Grows as files are really found, so that a lying count costs nothing.
-    (0..count).map(|_| Ok((read_string(fields)?, read_string(fields)?))).collect()
+    (0..count).map(|_| Ok((fields.string()?, fields.string()?))).collect()
 }
 
 impl Settings {
@@ -79,7 +72,7 @@ impl Settings {
         };
         out = out.u32(self.shares.len() as u32);
         for share in &self.shares {
-            out = string(string(out, &share.tag), &share.path).u8(share.read_only.into());
+            out = out.string(&share.tag).string(&share.path).u8(share.read_only.into());
         }
         out.0
     }
@@ -89,7 +82,7 @@ impl Settings {
     /// # Errors
     /// If it is not exactly of this form.
     pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
-        let mut fields = Reader::new(crate::frame::kind::SETTINGS, payload);
+        let mut fields = Reader::new(kind::SETTINGS, payload);
         let credentials = read_files(&mut fields)?;
         let units = read_files(&mut fields)?;
         let network = match fields.u8()? {
@@ -106,7 +99,7 @@ impl Settings {
         };
         let count = fields.u32()?;
         let mut share = || {
-            let (tag, path) = (read_string(&mut fields)?, read_string(&mut fields)?);
+            let (tag, path) = (fields.string()?, fields.string()?);
             match fields.u8()? {
                 read_only @ (0 | 1) => Ok(Share { tag, path, read_only: read_only == 1 }),
                 _ => Err(fields.malformed()),
