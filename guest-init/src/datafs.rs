@@ -13,9 +13,9 @@ use lazyroot_proto::{ObjectId, ObjectIndex};
 
 use crate::ahead::Scans;
 use crate::image::{ImageFile, Place};
+use crate::link::recorder::Stopwatch;
 use crate::objects::{Bytes, Objects, ReadError, SMALL};
 use crate::pages::{self, FIRST_OBJECT, Pages};
-use crate::recorder::Stopwatch;
 
 /// The name of the image file ([`crate::image`]), in the root.
 pub const IMAGE: &str = "image";

@@ -36,7 +36,6 @@ mod placement;
 mod prefetch;
 mod readahead;
 mod ready;
-pub mod recorder;
 mod runs;
 mod service;
 mod session;

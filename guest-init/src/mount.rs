@@ -21,11 +21,11 @@ use rustix::mount::{
 use crate::held::Held;
 use crate::image::ImageFile;
 use crate::link::Link;
+use crate::link::recorder::Recorder;
 use crate::objects::{LONGEST_READ, Objects, SMALL};
 use crate::pages::Pages;
 use crate::readahead::Readahead;
 use crate::ready::Ready;
-use crate::recorder::Recorder;
 use crate::{datafs, disk, loopdev, prefetch, session};
 
 /// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire

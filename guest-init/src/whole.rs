@@ -10,9 +10,9 @@ use lazyroot_proto::reads::Origin;
 use lazyroot_proto::{ObjectId, verity};
 
 use crate::cache::{Cache, Fetch, Fetched};
+use crate::link::recorder::{Recorder, Stopwatch};
 use crate::link::{Link, LinkError, Ticket, Wanted};
 use crate::objects::{ReadError, SMALL};
-use crate::recorder::{Recorder, Stopwatch};
 
 /// Memory for objects, in bytes. The kernel's page cache keeps what programs read; this only bridges the time until it
 /// has them.

@@ -14,6 +14,8 @@
 //! kernel then asks again, page by page, so requests right after an outage of that length try once and fail fast.
 //! Nothing is done for an idle connection: it costs no wake-ups, and the next request finds out.
 
+pub mod recorder;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
