@@ -12,12 +12,12 @@ use fuser::{Errno, FileAttr, FileType, INodeNo};
 use lazyroot_proto::{ObjectId, ObjectIndex};
 
 use crate::ahead::Scans;
-use crate::image::{ImageFile, Place};
+use crate::content::image_file::{ImageFile, Place};
 use crate::link::recorder::Stopwatch;
 use crate::objects::{Bytes, Objects, ReadError, SMALL};
 use crate::pages::{self, FIRST_OBJECT, Pages};
 
-/// The name of the image file ([`crate::image`]), in the root.
+/// The name of the image file ([`crate::content::image_file`]), in the root.
 pub const IMAGE: &str = "image";
 
 const ROOT: u64 = 1;

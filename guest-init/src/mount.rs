@@ -18,8 +18,8 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
+use crate::content::image_file::ImageFile;
 use crate::held::Held;
-use crate::image::ImageFile;
 use crate::link::Link;
 use crate::link::recorder::Recorder;
 use crate::objects::{LONGEST_READ, Objects, SMALL};

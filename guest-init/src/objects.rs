@@ -1,8 +1,8 @@
 //! Verified reads of an image's objects: what the FUSE layer asks, answered from the link.
 //!
 //! Nothing leaves this module that has not been checked against a digest from the verified object index.
-//! Small objects are fetched whole, which one hash over their blocks proves ([`crate::whole`]). Of large ones just the
-//! ranges that are asked for come, and the nodes of the Merkle tree that prove them ([`crate::trees`]).
+//! Small objects are fetched whole, which one hash over their blocks proves ([`crate::content::small`]). Of large ones just the
+//! ranges that are asked for come, and the nodes of the Merkle tree that prove them ([`crate::content::merkle`]).
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -14,17 +14,17 @@ use lazyroot_proto::{ObjectId, verity};
 
 use crate::asked::Asked;
 use crate::budget::Budget;
-use crate::cache::Fetched;
 use crate::clock::monotonic_now;
 use crate::complain::complain;
+use crate::content::cache::Fetched;
+use crate::content::merkle::{Large, Trees};
+use crate::content::small::{Small, Whole};
 use crate::link::recorder::{Recorder, Stopwatch};
 use crate::link::{Link, LinkError, Ticket, Wanted};
 use crate::neighbours::{Neighbours, Step};
 use crate::pieces::Pieces;
 use crate::placement::{self, LONG_WORK};
 use crate::runs::{self, Runs};
-use crate::trees::{Large, Trees};
-use crate::whole::{Small, Whole};
 
 /// Objects up to this many bytes travel whole: 99 % of the objects of a Linux image, and at vsock's speed
 /// (tens of MiB/s emulated, GB/s otherwise) no dearer than the extra round trip for leaves.

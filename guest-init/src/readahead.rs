@@ -15,8 +15,8 @@ use std::thread;
 
 use rustix::fs::{Advice, fadvise};
 
+use crate::content::image_file::ImageFile;
 use crate::held::Folder;
-use crate::image::ImageFile;
 use crate::link::Wanted;
 use crate::objects::Objects;
 use crate::sys;

@@ -8,10 +8,10 @@ use std::thread;
 use fuser::{INodeNo, Session, SessionACL};
 
 use crate::ahead::Scans;
+use crate::content::image_file::ImageFile;
 use crate::datafs::{DataFs, IMAGE_INODE};
 use crate::device::Device;
 use crate::held::Folder;
-use crate::image::ImageFile;
 use crate::objects::{LONGEST_READ, Objects};
 use crate::pages::Pages;
 use crate::ready::Ready;

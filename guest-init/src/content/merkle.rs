@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 use lazyroot_proto::reads::Origin;
 use lazyroot_proto::{ObjectId, verity};
 
-use crate::cache::{Cache, Fetched};
+use crate::content::cache::{Cache, Fetched};
 use crate::link::{Link, Ticket};
 use crate::objects::ReadError;
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use lazyroot_proto::reads::Origin;
 use lazyroot_proto::{ObjectId, verity};
 
-use crate::cache::{Cache, Fetch, Fetched};
+use crate::content::cache::{Cache, Fetch, Fetched};
 use crate::link::recorder::{Recorder, Stopwatch};
 use crate::link::{Link, LinkError, Ticket, Wanted};
 use crate::objects::{ReadError, SMALL};
