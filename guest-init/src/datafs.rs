@@ -11,11 +11,11 @@ use std::time::UNIX_EPOCH;
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 use lazyroot_proto::{ObjectId, ObjectIndex};
 
-use crate::ahead::Scans;
+use crate::ahead::page_cache::{self, FIRST_OBJECT, Pages};
+use crate::ahead::scan::Scans;
 use crate::content::image_file::{ImageFile, Place};
 use crate::link::recorder::Stopwatch;
 use crate::objects::{Bytes, Objects, ReadError, SMALL};
-use crate::pages::{self, FIRST_OBJECT, Pages};
 
 /// The name of the image file ([`crate::content::image_file`]), in the root.
 pub const IMAGE: &str = "image";
@@ -128,7 +128,7 @@ impl DataFs {
         let (kind, perm, size) = match ino {
             IMAGE_INODE => (FileType::RegularFile, 0o444, self.image.size()),
             ..FIRST_OBJECT => (FileType::Directory, 0o555, 0),
-            _ => (FileType::RegularFile, 0o444, self.objects.index().get(pages::position(ino)?)?.1),
+            _ => (FileType::RegularFile, 0o444, self.objects.index().get(page_cache::position(ino)?)?.1),
         };
         Some(FileAttr {
             ino: INodeNo(ino),
@@ -179,7 +179,7 @@ impl DataFs {
         let stopwatch = Stopwatch::start();
         let ino = child(self.objects.index(), parent, name)?;
         let attr = self.attr(ino).ok_or(Errno::EIO)?;
-        if let Some(position) = pages::position(ino) {
+        if let Some(position) = page_cache::position(ino) {
             // overlayfs looks an object up when a program opens the file: it is about to be read.
             self.come_ahead(position);
             self.objects.expect_opened(position);
@@ -191,7 +191,7 @@ impl DataFs {
 
     /// The kernel has forgotten `ino`.
     pub fn forget(&self, ino: u64) {
-        if let Some(position) = pages::position(ino) {
+        if let Some(position) = page_cache::position(ino) {
             self.pages.forget(position);
         }
     }
@@ -207,14 +207,14 @@ impl DataFs {
     /// Calls `add` with the attributes, the offset behind it and the name of every small object in the directory `ino` from
     /// `offset` on, until it says that there is no room for this one.
     ///
-    /// Only the data layer's own server asks, to make the kernel know the objects ([`crate::ahead`]).
+    /// Only the data layer's own server asks, to make the kernel know the objects ([`crate::ahead::scan`]).
     pub fn list(&self, ino: u64, offset: u64, mut add: impl FnMut(&FileAttr, u64, &[u8]) -> bool) {
         let byte = ino.checked_sub(FIRST_DIR).and_then(|byte| u8::try_from(byte).ok());
         let positions = byte.map(|byte| self.folder(byte)).unwrap_or_default();
         // The kernel has taken in what it was told before it asks for what follows.
         positions.iter().take(offset as usize).for_each(|position| self.pages.enter(*position));
         for (number, position) in positions.iter().enumerate().skip(offset as usize) {
-            let attr = self.attr(pages::inode(*position).0);
+            let attr = self.attr(page_cache::inode(*position).0);
             let (Some(attr), Some((id, _))) = (attr, self.objects.index().get(*position)) else { continue };
             let path = id.object_path();
             let name = path.split_once('/').map_or(&*path, |(_, name)| name);
@@ -233,7 +233,7 @@ impl DataFs {
         if ino == IMAGE_INODE {
             return self.read_image(offset, len).ok_or(Errno::EIO);
         }
-        let position = pages::position(ino).ok_or(Errno::EISDIR)?;
+        let position = page_cache::position(ino).ok_or(Errno::EISDIR)?;
         let bytes = self.read_object(position, offset, len).and_then(Result::ok).ok_or(Errno::EIO)?;
         if bytes.is_whole() {
             self.objects.drop_small(position);

@@ -8,9 +8,7 @@
 
 pub mod agent;
 mod ahead;
-mod asked;
 pub mod boot;
-mod budget;
 mod clock;
 pub mod cmdline;
 pub mod complain;
@@ -25,17 +23,10 @@ mod held;
 pub mod link;
 mod loopdev;
 pub mod mount;
-mod neighbours;
 mod network;
 mod notify;
 pub mod objects;
-mod pages;
-mod pieces;
 mod placement;
-mod prefetch;
-mod readahead;
-mod ready;
-mod runs;
 mod service;
 mod session;
 mod settings;

@@ -18,15 +18,16 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
+use crate::ahead::kernel::Readahead;
+use crate::ahead::page_cache::Pages;
+use crate::ahead::profile;
+use crate::ahead::ready_layer::Ready;
 use crate::content::image_file::ImageFile;
 use crate::held::Held;
 use crate::link::Link;
 use crate::link::recorder::Recorder;
 use crate::objects::{LONGEST_READ, Objects, SMALL};
-use crate::pages::Pages;
-use crate::readahead::Readahead;
-use crate::ready::Ready;
-use crate::{datafs, disk, loopdev, prefetch, session};
+use crate::{datafs, disk, loopdev, session};
 
 /// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire
 /// (the kernel command line, or the local store).
@@ -109,7 +110,7 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     let pages = Arc::new(Pages::new(objects.index().entries().len()));
     // Before there is anything that could be read: what the boot profile brings first is needed first.
     let (arrive, arrived) = mpsc::channel();
-    prefetch::start(objects.clone(), pages.clone(), ready.clone(), arrive).context("cannot start a thread")?;
+    profile::start(objects.clone(), pages.clone(), ready.clone(), arrive).context("cannot start a thread")?;
 
     let data_layer = workdir.layer("data")?;
     let (device, data) = fuse()?;

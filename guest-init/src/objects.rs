@@ -12,8 +12,11 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::reads::{Extent, Origin};
 use lazyroot_proto::{ObjectId, verity};
 
-use crate::asked::Asked;
-use crate::budget::Budget;
+use crate::ahead::block_set::Asked;
+use crate::ahead::budget::Budget;
+use crate::ahead::pieces::Pieces;
+use crate::ahead::runs::{self, Runs};
+use crate::ahead::sequences::{Neighbours, Step};
 use crate::clock::monotonic_now;
 use crate::complain::complain;
 use crate::content::cache::Fetched;
@@ -21,10 +24,7 @@ use crate::content::merkle::{Large, Trees};
 use crate::content::small::{Small, Whole};
 use crate::link::recorder::{Recorder, Stopwatch};
 use crate::link::{Link, LinkError, Ticket, Wanted};
-use crate::neighbours::{Neighbours, Step};
-use crate::pieces::Pieces;
 use crate::placement::{self, LONG_WORK};
-use crate::runs::{self, Runs};
 
 /// Objects up to this many bytes travel whole: 99 % of the objects of a Linux image, and at vsock's speed
 /// (tens of MiB/s emulated, GB/s otherwise) no dearer than the extra round trip for leaves.

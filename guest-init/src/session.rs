@@ -7,14 +7,14 @@ use std::thread;
 
 use fuser::{INodeNo, Session, SessionACL};
 
-use crate::ahead::Scans;
+use crate::ahead::page_cache::Pages;
+use crate::ahead::ready_layer::Ready;
+use crate::ahead::scan::Scans;
 use crate::content::image_file::ImageFile;
 use crate::datafs::{DataFs, IMAGE_INODE};
 use crate::device::Device;
 use crate::held::Folder;
 use crate::objects::{LONGEST_READ, Objects};
-use crate::pages::Pages;
-use crate::ready::Ready;
 use crate::uring::Rings;
 
 /// Threads that answer what comes through the device. Each waits for its own reply, so this is also how many reads are in

@@ -2,12 +2,12 @@
 //!
 //! A program that reads one small file after the other waits for two things: for the bytes, and for threads to wake
 //! each other, which costs more than the bytes do. So a scan's batches are fetched, verified and put by a thread of their own
-//! into the layer ahead of this one ([`crate::ready`]), as long as that is open and there is memory for it, and then into the
+//! into the layer ahead of this one ([`crate::ahead::ready_layer`]), as long as that is open and there is memory for it, and then into the
 //! page cache, for which the kernel is told of all objects' inodes at once. The program then runs through a whole batch without
 //! a single request. It stops at the first object of each, which is kept back: answering
 //! that lets the next batch come, and never more than one.
 //!
-//! What is too large for a batch comes as a run ([`crate::runs`]), in a thread of its own: neither waits for the other.
+//! What is too large for a batch comes as a run ([`crate::ahead::runs`]), in a thread of its own: neither waits for the other.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender};
@@ -18,10 +18,10 @@ use std::time::Duration;
 use lazyroot_proto::reads::Origin;
 use rustix::fs::{Mode, OFlags, RawDir};
 
+use crate::ahead::page_cache::Pages;
+use crate::ahead::ready_layer::Ready;
 use crate::held::Folder;
 use crate::objects::{Objects, Run};
-use crate::pages::Pages;
-use crate::ready::Ready;
 
 /// How long a program that has reached a batch is made to wait for the rest of it. Waking it once is cheaper than
 /// waking it for every object; a link that takes longer than this for a batch is what it waits for then.

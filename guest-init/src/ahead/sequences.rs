@@ -7,7 +7,7 @@
 //! reads at random pays nothing.
 //!
 //! One batch is on its way while the one before is read, as with the kernel's own readahead. Once a sequence has grown
-//! to full batches it is a *scan*: its batches go into the page cache ([`crate::ahead`]), and only the first object of
+//! to full batches it is a *scan*: its batches go into the page cache ([`crate::ahead::scan`]), and only the first object of
 //! each is left for the kernel to ask for, which tells how far the program has got.
 
 use std::collections::VecDeque;

@@ -1,7 +1,7 @@
 //! The boot profile, fetched ahead of need in the order in which the last boots needed it.
 //!
 //! What arrives is verified and, within a budget of memory, put where programs find it without asking: small objects into a
-//! layer of their own ([`crate::ready`]), parts of large ones into EROFS' page cache ([`crate::readahead`]).
+//! layer of their own ([`crate::ahead::ready_layer`]), parts of large ones into EROFS' page cache ([`crate::ahead::kernel`]).
 //! Nobody would know then what was of use, so the host has a sample of it watched, which waits
 //! here until a program asks for it. Requests are few and small enough that a read that a program waits for is never far behind them. After the
 //! boot what nobody asked for is dropped.
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use lazyroot_proto::frame::MAX_BATCH;
 use lazyroot_proto::reads::{Extent, Hint, Origin};
 
+use crate::ahead::page_cache::Pages;
+use crate::ahead::pieces::MAX_BLOCKS;
+use crate::ahead::ready_layer::Ready;
 use crate::link::{Ticket, Wanted};
 use crate::objects::{Objects, SMALL};
-use crate::pages::Pages;
-use crate::pieces::MAX_BLOCKS;
-use crate::ready::Ready;
 
 /// How long what was fetched ahead waits for a program: as long as the host takes a boot to last.
 const BOOT: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ const BOOT: Duration = Duration::from_secs(60);
 /// costs it 10 ms on a link that carries 50 MiB/s.
 const LIST_BYTES: u64 = 256 << 10;
 
-/// Fetches the image's boot profile in a thread of its own. Pieces that have `arrived` are for [`crate::readahead`].
+/// Fetches the image's boot profile in a thread of its own. Pieces that have `arrived` are for [`crate::ahead::kernel`].
 ///
 /// # Errors
 /// If the system has no thread for it.
@@ -174,7 +174,7 @@ fn longest(profile: &[Hint]) -> Longest {
 }
 
 /// Whether this part of a profile was read as one reads a file from its beginning to its end. The kernel reads ahead for
-/// such a program by itself, in larger pages than it does for [`crate::readahead`], which are read faster.
+/// such a program by itself, in larger pages than it does for [`crate::ahead::kernel`], which are read faster.
 fn is_sequential(extent: Extent, longest: &Longest) -> bool {
     let (block, blocks) = (u64::from(extent.block), u64::from(MAX_BLOCKS));
     let has = |block: u64| longest.contains(&(extent.position, block));
