@@ -23,11 +23,13 @@ use crate::ahead::page_cache::Pages;
 use crate::ahead::profile;
 use crate::ahead::ready_layer::Ready;
 use crate::content::image_file::ImageFile;
+use crate::fuse::data_layer;
+use crate::fuse::session;
 use crate::held::Held;
 use crate::link::Link;
 use crate::link::recorder::Recorder;
 use crate::objects::{LONGEST_READ, Objects, SMALL};
-use crate::{datafs, disk, loopdev, session};
+use crate::{disk, loopdev};
 
 /// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire
 /// (the kernel command line, or the local store).
@@ -121,7 +123,7 @@ pub fn mount(link: Arc<Link>, trust: Trust, target: &Path, workdir: &Path, upper
     set_readahead(fuse_bdi(&data_layer));
 
     let metadata_layer = workdir.layer("metadata")?;
-    let (metadata, backing) = erofs(&data_layer.join(datafs::IMAGE))?;
+    let (metadata, backing) = erofs(&data_layer.join(data_layer::IMAGE))?;
     attach(metadata, &metadata_layer)?;
     set_readahead(latest_erofs_bdi());
 

@@ -11,11 +11,11 @@ use crate::ahead::page_cache::Pages;
 use crate::ahead::ready_layer::Ready;
 use crate::ahead::scan::Scans;
 use crate::content::image_file::ImageFile;
-use crate::datafs::{DataFs, IMAGE_INODE};
-use crate::device::Device;
+use crate::fuse::data_layer::{DataFs, IMAGE_INODE};
+use crate::fuse::device::Device;
+use crate::fuse::ring::Rings;
 use crate::held::Folder;
 use crate::objects::{LONGEST_READ, Objects};
-use crate::uring::Rings;
 
 /// Threads that answer what comes through the device. Each waits for its own reply, so this is also how many reads are in
 /// flight.

@@ -1,5 +1,5 @@
 //! The kernel's requests as fuser reads them from `/dev/fuse`: INIT, FORGET and INTERRUPT always, all others unless they come over
-//! io_uring ([`crate::uring`]).
+//! io_uring ([`crate::fuse::ring`]).
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,9 +14,9 @@ use fuser::{
 };
 
 use crate::complain::complain;
-use crate::datafs::DataFs;
+use crate::fuse::data_layer::DataFs;
+use crate::fuse::ring::Rings;
 use crate::objects::LONGEST_READ;
-use crate::uring::Rings;
 
 /// Objects and their sizes never change: the kernel may keep what it knows for ever.
 pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);

@@ -14,7 +14,7 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode::UringCmd80, squeue, types};
 use memmap2::MmapMut;
 
 use crate::complain::complain;
-use crate::fuse_abi::{self, Head, u32_at, u64_at};
+use crate::fuse::abi::{self, Head, u32_at, u64_at};
 use crate::objects::LONGEST_READ;
 
 /// `FUSE_IO_URING_CMD_REGISTER`: here is an entry, put a request into it.
@@ -151,12 +151,12 @@ impl Entry {
     /// Answers the request in the memory, there. Returns its commit id.
     fn answer(&mut self, reply: &impl Reply) -> u64 {
         let (header, payload) = self.memory.split_at_mut(PAYLOAD);
-        let (head, commit_id) = (fuse_abi::head(header), u64_at(header, COMMIT_ID));
+        let (head, commit_id) = (abi::head(header), u64_at(header, COMMIT_ID));
         let given = u32_at(header, PAYLOAD_LEN) as usize;
         // Who waits for a reply cannot be killed.
         let reply = catch_unwind(AssertUnwindSafe(|| reply(&head, &header[ARGUMENT], payload, given)));
         let reply = reply.unwrap_or(Err(Errno::EIO)).map_err(i32::from);
-        fuse_abi::out_header(header, head.unique, reply);
+        abi::out_header(header, head.unique, reply);
         header[PAYLOAD_LEN..][..4].copy_from_slice(&(reply.unwrap_or(0) as u32).to_ne_bytes());
         commit_id
     }

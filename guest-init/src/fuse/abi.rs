@@ -1,9 +1,9 @@
-//! FUSE's structures as they lie in memory, for requests that come over io_uring ([`crate::uring`]). All fields are in the
+//! FUSE's structures as they lie in memory, for requests that come over io_uring ([`crate::fuse::ring`]). All fields are in the
 //! machine's byte order. Source: Linux, include/uapi/linux/fuse.h, of ABI 7.42.
 
 use fuser::{FileAttr, FileType};
 
-use crate::device::FOREVER;
+use crate::fuse::device::FOREVER;
 
 /// Requests that the data layer answers: `enum fuse_opcode`.
 pub mod opcode {
@@ -26,7 +26,7 @@ const DIRENT: usize = 24;
 /// Names in a listing end at multiples of this many bytes.
 const DIRENT_ALIGN: usize = 8;
 
-/// What [`crate::device`] says of the file system, too.
+/// What [`crate::fuse::device`] says of the file system, too.
 const STATFS_BLOCK: u32 = 512;
 const LONGEST_NAME: u32 = 255;
 

@@ -3,7 +3,7 @@
 //!
 //! The kernel has a queue for every processor. Threads that belong to the processor have a ring each, with one entry in
 //! the queue: a header and a payload, into which the kernel puts a request and the thread its reply. Interrupts, and what
-//! needs no reply, come through [`crate::device`] as ever. Source: Linux,
+//! needs no reply, come through [`crate::fuse::device`] as ever. Source: Linux,
 //! Documentation/filesystems/fuse/fuse-io-uring.rst and fs/fuse/dev_uring.c.
 
 mod entry;
@@ -16,8 +16,8 @@ use std::{fs, io, thread};
 use fuser::Errno;
 use rustix::thread::sched_getaffinity;
 
-use crate::datafs::DataFs;
-use crate::fuse_abi::{self, Head, Listing, opcode};
+use crate::fuse::abi::{self, Head, Listing, opcode};
+use crate::fuse::data_layer::DataFs;
 use crate::placement;
 use entry::Entry;
 
@@ -107,11 +107,11 @@ fn reply(fs: &DataFs, head: &Head, argument: &[u8], payload: &mut [u8], given: u
             placement::return_home();
             let name = payload[..given].split(|byte| *byte == 0).next().unwrap_or_default();
             let attr = fs.lookup(head.node, name)?;
-            Ok(fuse_abi::entry_out(payload, &attr))
+            Ok(abi::entry_out(payload, &attr))
         }
-        opcode::GETATTR => Ok(fuse_abi::attr_out(payload, &fs.getattr(head.node)?)),
+        opcode::GETATTR => Ok(abi::attr_out(payload, &fs.getattr(head.node)?)),
         opcode::READ => {
-            let (offset, size) = fuse_abi::read_in(argument);
+            let (offset, size) = abi::read_in(argument);
             if u64::from(size) < placement::LONG_WORK {
                 placement::return_home();
             }
@@ -120,13 +120,13 @@ fn reply(fs: &DataFs, head: &Head, argument: &[u8], payload: &mut [u8], given: u
             Ok(bytes.len())
         }
         opcode::READDIRPLUS => {
-            let (offset, size) = fuse_abi::read_in(argument);
+            let (offset, size) = abi::read_in(argument);
             let mut listing = Listing::new(&mut payload[..size as usize]);
             fs.list(head.node, offset, |attr, next, name| listing.add(attr, next, name));
             Ok(listing.len())
         }
-        opcode::OPENDIR => Ok(fuse_abi::open_out(payload)),
-        opcode::STATFS => Ok(fuse_abi::statfs_out(payload)),
+        opcode::OPENDIR => Ok(abi::open_out(payload)),
+        opcode::STATFS => Ok(abi::statfs_out(payload)),
         opcode::RELEASEDIR | opcode::DESTROY => Ok(0),
         // Of OPEN and FLUSH it tells the kernel never to ask again.
         _ => Err(Errno::ENOSYS),
