@@ -18,9 +18,10 @@ use crate::boot::{DAEMON_READY, SYSROOT};
 use crate::clock::monotonic_now;
 use crate::cmdline::{self, Instructions};
 use crate::link::{Address, Link, REQUEST_DEADLINE};
+use crate::mount::disk;
 use crate::mount::{self, Upper};
 use crate::notify::Notify;
-use crate::{disk, settings};
+use crate::settings;
 
 /// Runs until the machine powers off. `started` is when init began, in nanoseconds since the kernel did.
 ///

@@ -1,5 +1,9 @@
 //! Mounting an image: EROFS on the image file that the FUSE layer serves, the FUSE layer as data, overlayfs over both.
 
+pub mod disk;
+pub mod ext4;
+pub mod loopdev;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -29,7 +33,6 @@ use crate::held::Held;
 use crate::link::Link;
 use crate::link::recorder::Recorder;
 use crate::objects::{LONGEST_READ, Objects, SMALL};
-use crate::{disk, loopdev};
 
 /// What a mount trusts: the digests of the image's two metadata files, learnt from somewhere safer than the wire
 /// (the kernel command line, or the local store).

@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use lazyroot_proto::boot::UPPER_DISK;
 use rustix::mount::MountFlags;
 
-use crate::{ext4, settings, sys};
+use crate::mount::ext4;
+use crate::{settings, sys};
 
 /// The block device with the upper layer.
 ///
