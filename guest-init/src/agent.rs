@@ -20,8 +20,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::cmdline::Mode;
 use crate::complain::complain;
+use crate::init::cmdline::Mode;
 use crate::link::{Address, FrameReader, dial, dial_patiently, introduce, write_capped};
 use crate::objects::Objects;
 use crate::sys::{self, Identity};

@@ -8,22 +8,17 @@
 
 pub mod agent;
 mod ahead;
-pub mod boot;
 mod clock;
-pub mod cmdline;
 pub mod complain;
 mod content;
-pub mod daemon;
 mod fuse;
 mod held;
+pub mod init;
 pub mod link;
 pub mod mount;
-mod network;
-mod notify;
 pub mod objects;
 mod placement;
 mod service;
-mod settings;
 mod shutdown;
 mod sys;
 mod users;

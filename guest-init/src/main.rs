@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use lazyroot_guest::complain::complain;
-use lazyroot_guest::{boot, daemon};
+use lazyroot_guest::init::{boot, daemon};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args();

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Dir, Mode as FileMode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::boot::power_off;
-use crate::cmdline::Mode;
+use crate::init::boot::power_off;
+use crate::init::cmdline::Mode;
 use crate::sys;
 
 /// How long programs have between SIGTERM and SIGKILL where there is no init to be more patient.

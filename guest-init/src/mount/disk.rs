@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 use lazyroot_proto::boot::UPPER_DISK;
 use rustix::mount::MountFlags;
 
+use crate::init::settings;
 use crate::mount::ext4;
-use crate::{settings, sys};
+use crate::sys;
 
 /// The block device with the upper layer.
 ///

@@ -18,8 +18,8 @@ use rustix::process::{Pid, WaitOptions};
 use rustix::system::RebootCommand;
 
 use crate::clock::monotonic_now;
-use crate::cmdline::{Instructions, Mode};
 use crate::complain::complain;
+use crate::init::cmdline::{Instructions, Mode};
 use crate::sys;
 
 /// The data plane's `argv[0]`.

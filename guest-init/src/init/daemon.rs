@@ -14,14 +14,14 @@ use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::thread::disable_transparent_huge_pages;
 
 use crate::agent::Agent;
-use crate::boot::{DAEMON_READY, SYSROOT};
 use crate::clock::monotonic_now;
-use crate::cmdline::{self, Instructions};
+use crate::init::boot::{DAEMON_READY, SYSROOT};
+use crate::init::cmdline::{self, Instructions};
+use crate::init::notify::Notify;
+use crate::init::settings;
 use crate::link::{Address, Link, REQUEST_DEADLINE};
 use crate::mount::disk;
 use crate::mount::{self, Upper};
-use crate::notify::Notify;
-use crate::settings;
 
 /// Runs until the machine powers off. `started` is when init began, in nanoseconds since the kernel did.
 ///

@@ -11,10 +11,10 @@ use lazyroot_proto::frame::{FromHost, Role};
 use lazyroot_proto::settings::{Settings, Share};
 use rustix::mount::{MountFlags, mount};
 
-use crate::cmdline::Mode;
+use crate::init::cmdline::Mode;
+use crate::init::network;
+use crate::init::notify::{self, Notify};
 use crate::link::{Address, dial_patiently, introduce};
-use crate::network;
-use crate::notify::{self, Notify};
 
 /// Where programs keep containers. On the image's overlay their own overlays could not be; a tmpfs can hold them.
 const SCRATCH: &[&str] = &["var/lib/containers", "var/lib/docker"];
