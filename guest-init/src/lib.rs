@@ -6,7 +6,7 @@
 
 #![deny(clippy::print_stderr)]
 
-pub mod agent;
+mod agent;
 mod ahead;
 mod clock;
 pub mod complain;
@@ -18,7 +18,4 @@ pub mod link;
 pub mod mount;
 pub mod objects;
 mod placement;
-mod service;
-mod shutdown;
 mod sys;
-mod users;

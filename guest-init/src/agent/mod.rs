@@ -1,5 +1,9 @@
 //! Running programs for the host: a control connection on which it asks for streams, and one program per stream.
 
+pub mod service;
+pub mod shutdown;
+pub mod users;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -25,7 +29,6 @@ use crate::init::cmdline::Mode;
 use crate::link::{Address, FrameReader, dial, dial_patiently, introduce, write_capped};
 use crate::objects::Objects;
 use crate::sys::{self, Identity};
-use crate::{service, shutdown, users};
 
 /// Pause before the control connection is opened again after it broke; twice as long each time it breaks at once, up to
 /// the second: a server that runs no commands refuses it for ever.
