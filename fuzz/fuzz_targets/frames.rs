@@ -1,8 +1,8 @@
 //! What the other end sends: any bytes are a message or an error, and a message survives being written again.
 #![no_main]
 
-use lazyroot_proto::exec::{ToGuest, ToHost};
-use lazyroot_proto::frame::{FromHost, HEADER, Header, Request};
+use lazyroot_proto::exec::{ExecInput, ExecOutput};
+use lazyroot_proto::frame::{HostMessage, HEADER, Header, Request};
 use lazyroot_proto::index::ObjectIndex;
 use libfuzzer_sys::fuzz_target;
 
@@ -16,10 +16,10 @@ fuzz_target!(|bytes: &[u8]| {
         let frame = request.encode(header.tag);
         assert_eq!(Request::decode(header.kind, &frame[HEADER..]), Ok(request));
     }
-    if let Ok(reply) = FromHost::decode(header.kind, payload) {
+    if let Ok(reply) = HostMessage::decode(header.kind, payload) {
         let frame = reply.encode(header.tag);
-        assert_eq!(FromHost::decode(header.kind, &frame[HEADER..]), Ok(reply));
+        assert_eq!(HostMessage::decode(header.kind, &frame[HEADER..]), Ok(reply));
     }
-    let _ = ToGuest::decode(header.kind, payload);
-    let _ = ToHost::decode(header.kind, payload);
+    let _ = ExecInput::decode(header.kind, payload);
+    let _ = ExecOutput::decode(header.kind, payload);
 });

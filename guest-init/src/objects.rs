@@ -239,7 +239,7 @@ impl Objects {
         self.budget.take(bytes);
         self.mark_ready(position);
         let bytes = bytes as u64;
-        self.record(stopwatch, Extent::around(position, 0, bytes), bytes, Origin::Unseen, true);
+        self.record(stopwatch, Extent::around(position, 0, bytes), bytes, Origin::Preloaded, true);
         // A program that has asked for it meanwhile was told of it; it knows nothing of what is kept here.
         self.whole.verified().drop(position);
     }

@@ -1,6 +1,6 @@
 //! Running a program in the guest: the frames on a stream that the host asked for.
 //!
-//! The host's first frame is [`ToGuest::Exec`]. Standard input is under flow control of its own (credit), so
+//! The host's first frame is [`ExecInput::Exec`]. Standard input is under flow control of its own (credit), so
 //! that a program that does not read cannot hold up a signal or a window change behind unread input.
 
 use crate::frame::fields::{Reader, Writer};
@@ -29,7 +29,7 @@ pub const MAX_CHUNK: usize = 8 << 10;
 
 /// A terminal's size in character cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub struct TerminalSize {
     /// Height.
     pub rows: u16,
     /// Width.
@@ -48,7 +48,7 @@ pub struct Exec {
     /// `user[:group]`, names or numbers, looked up in the image; empty means root.
     pub user: Vec<u8>,
     /// A pseudo-terminal of this size for all three streams; pipes if `None`.
-    pub terminal: Option<Window>,
+    pub terminal: Option<TerminalSize>,
 }
 
 /// How a program ended.
@@ -69,9 +69,9 @@ pub enum ExecError {
     CannotRun,
 }
 
-/// What the host sends on an exec stream.
+/// What the host sends on an exec stream: the program, and its input.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToGuest {
+pub enum ExecInput {
     /// Run this; the first frame.
     Exec(Exec),
     /// Standard input; empty closes it.
@@ -79,12 +79,12 @@ pub enum ToGuest {
     /// Send this signal (a Linux number) to the program's process group.
     Signal(u8),
     /// The terminal has a new size.
-    Window(Window),
+    Resize(TerminalSize),
 }
 
-/// What the guest sends on an exec stream.
+/// What the guest sends on an exec stream: what becomes of the program, and its output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToHost {
+pub enum ExecOutput {
     /// The program runs; standard input may flow, [`STDIN_WINDOW`] bytes at first.
     Started,
     /// It does not; the text says why. Last frame.
@@ -113,16 +113,16 @@ fn read_list(fields: &mut Reader) -> Result<Vec<Vec<u8>>, FrameError> {
     (0..count).map(|_| fields.string()).collect()
 }
 
-fn read_window(fields: &mut Reader) -> Result<Window, FrameError> {
-    Ok(Window { rows: fields.u16()?, columns: fields.u16()? })
+fn read_window(fields: &mut Reader) -> Result<TerminalSize, FrameError> {
+    Ok(TerminalSize { rows: fields.u16()?, columns: fields.u16()? })
 }
 
-impl ToGuest {
+impl ExecInput {
     /// The whole frame, header included.
     pub fn encode(&self) -> Vec<u8> {
         let out = Writer::default();
         match self {
-            ToGuest::Exec(exec) => {
+            ExecInput::Exec(exec) => {
                 let out = list(list(out, &exec.argv), &exec.env);
                 let out = out.string(&exec.workdir).string(&exec.user);
                 let out = match exec.terminal {
@@ -131,9 +131,9 @@ impl ToGuest {
                 };
                 out.frame(kind::EXEC, 0)
             }
-            ToGuest::Stdin(data) => out.bytes(data).frame(kind::STDIN, 0),
-            ToGuest::Signal(signal) => out.u8(*signal).frame(kind::SIGNAL, 0),
-            ToGuest::Window(window) => out.u16(window.rows).u16(window.columns).frame(kind::WINDOW, 0),
+            ExecInput::Stdin(data) => out.bytes(data).frame(kind::STDIN, 0),
+            ExecInput::Signal(signal) => out.u8(*signal).frame(kind::SIGNAL, 0),
+            ExecInput::Resize(window) => out.u16(window.rows).u16(window.columns).frame(kind::WINDOW, 0),
         }
     }
 
@@ -154,29 +154,29 @@ impl ToGuest {
                     1 => Some(read_window(&mut fields)?),
                     _ => return Err(fields.malformed()),
                 };
-                ToGuest::Exec(Exec { argv, env, workdir, user, terminal })
+                ExecInput::Exec(Exec { argv, env, workdir, user, terminal })
             }
-            kind::STDIN => ToGuest::Stdin(fields.rest().to_vec()),
-            kind::SIGNAL => ToGuest::Signal(fields.u8()?),
-            kind::WINDOW => ToGuest::Window(read_window(&mut fields)?),
+            kind::STDIN => ExecInput::Stdin(fields.rest().to_vec()),
+            kind::SIGNAL => ExecInput::Signal(fields.u8()?),
+            kind::WINDOW => ExecInput::Resize(read_window(&mut fields)?),
             other => return Err(FrameError::UnknownKind(other)),
         };
         fields.end(message)
     }
 }
 
-impl ToHost {
+impl ExecOutput {
     /// The whole frame, header included.
     pub fn encode(&self) -> Vec<u8> {
         let out = Writer::default();
         match self {
-            ToHost::Started => out.frame(kind::STARTED, 0),
-            ToHost::Failed(why, text) => out.u8(*why as u8).bytes(text.as_bytes()).frame(kind::FAILED, 0),
-            ToHost::StdinCredit(bytes) => out.u32(*bytes).frame(kind::STDIN_CREDIT, 0),
-            ToHost::Stdout(data) => out.bytes(data).frame(kind::STDOUT, 0),
-            ToHost::Stderr(data) => out.bytes(data).frame(kind::STDERR, 0),
-            ToHost::Exit(Exit::Status(status)) => out.u8(0).u8(*status).frame(kind::EXIT, 0),
-            ToHost::Exit(Exit::Signal(signal)) => out.u8(1).u8(*signal).frame(kind::EXIT, 0),
+            ExecOutput::Started => out.frame(kind::STARTED, 0),
+            ExecOutput::Failed(why, text) => out.u8(*why as u8).bytes(text.as_bytes()).frame(kind::FAILED, 0),
+            ExecOutput::StdinCredit(bytes) => out.u32(*bytes).frame(kind::STDIN_CREDIT, 0),
+            ExecOutput::Stdout(data) => out.bytes(data).frame(kind::STDOUT, 0),
+            ExecOutput::Stderr(data) => out.bytes(data).frame(kind::STDERR, 0),
+            ExecOutput::Exit(Exit::Status(status)) => out.u8(0).u8(*status).frame(kind::EXIT, 0),
+            ExecOutput::Exit(Exit::Signal(signal)) => out.u8(1).u8(*signal).frame(kind::EXIT, 0),
         }
     }
 
@@ -187,21 +187,21 @@ impl ToHost {
     pub fn decode(kind: u8, payload: &[u8]) -> Result<Self, FrameError> {
         let mut fields = Reader::new(kind, payload);
         let message = match kind {
-            kind::STARTED => ToHost::Started,
+            kind::STARTED => ExecOutput::Started,
             kind::FAILED => {
                 let why = match fields.u8()? {
                     0 => ExecError::NotFound,
                     1 => ExecError::CannotRun,
                     _ => return Err(fields.malformed()),
                 };
-                ToHost::Failed(why, fields.text())
+                ExecOutput::Failed(why, fields.text())
             }
-            kind::STDIN_CREDIT => ToHost::StdinCredit(fields.u32()?),
-            kind::STDOUT => ToHost::Stdout(fields.rest().to_vec()),
-            kind::STDERR => ToHost::Stderr(fields.rest().to_vec()),
+            kind::STDIN_CREDIT => ExecOutput::StdinCredit(fields.u32()?),
+            kind::STDOUT => ExecOutput::Stdout(fields.rest().to_vec()),
+            kind::STDERR => ExecOutput::Stderr(fields.rest().to_vec()),
             kind::EXIT => match (fields.u8()?, fields.u8()?) {
-                (0, status) => ToHost::Exit(Exit::Status(status)),
-                (1, signal) => ToHost::Exit(Exit::Signal(signal)),
+                (0, status) => ExecOutput::Exit(Exit::Status(status)),
+                (1, signal) => ExecOutput::Exit(Exit::Signal(signal)),
                 _ => return Err(fields.malformed()),
             },
             other => return Err(FrameError::UnknownKind(other)),
@@ -222,18 +222,19 @@ mod tests {
             env: vec![b"A=b".to_vec()],
             workdir: b"/tmp".to_vec(),
             user: b"nobody".to_vec(),
-            terminal: Some(Window { rows: 24, columns: 80 }),
+            terminal: Some(TerminalSize { rows: 24, columns: 80 }),
         };
-        for message in [ToGuest::Exec(exec), ToGuest::Exec(Exec::default()), ToGuest::Stdin(vec![]), ToGuest::Signal(2)]
+        for message in
+            [ExecInput::Exec(exec), ExecInput::Exec(Exec::default()), ExecInput::Stdin(vec![]), ExecInput::Signal(2)]
         {
             let frame = message.encode();
-            assert_eq!(ToGuest::decode(frame[4], &frame[HEADER..]), Ok(message));
+            assert_eq!(ExecInput::decode(frame[4], &frame[HEADER..]), Ok(message));
         }
-        let ends = [Exit::Status(255), Exit::Signal(9)].map(ToHost::Exit);
-        let failed = ToHost::Failed(ExecError::NotFound, "no such program".into());
-        for message in ends.into_iter().chain([failed, ToHost::Started, ToHost::StdinCredit(9)]) {
+        let ends = [Exit::Status(255), Exit::Signal(9)].map(ExecOutput::Exit);
+        let failed = ExecOutput::Failed(ExecError::NotFound, "no such program".into());
+        for message in ends.into_iter().chain([failed, ExecOutput::Started, ExecOutput::StdinCredit(9)]) {
             let frame = message.encode();
-            assert_eq!(ToHost::decode(frame[4], &frame[HEADER..]), Ok(message));
+            assert_eq!(ExecOutput::decode(frame[4], &frame[HEADER..]), Ok(message));
         }
     }
 }

@@ -1,13 +1,13 @@
 //! What one lazyroot says to another that it reads images through.
 //!
 //! A connection whose hello has the role [`Peer`](crate::frame::Role::Peer) carries these requests, pipelined like a
-//! guest's, for every image that the other end has. Replies are those of [`crate::frame::FromHost`] and the two here.
+//! guest's, for every image that the other end has. Replies are those of [`crate::frame::HostMessage`] and the two here.
 
 use crate::ObjectId;
 use crate::frame::fields::{Reader, Writer};
-use crate::frame::{FrameError, FromHost};
+use crate::frame::{FrameError, HostMessage};
 
-/// The longest reference a [`Request::Resolve`] may carry, in bytes.
+/// The longest reference a [`PeerRequest::Resolve`] may carry, in bytes.
 pub const MAX_REFERENCE: usize = 4096;
 
 /// Frame kinds, by number; chosen beside those of [`crate::frame::kind`].
@@ -24,7 +24,7 @@ pub mod kind {
 
 /// A range of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
+pub struct ObjectRange {
     /// Which object.
     pub id: ObjectId,
     /// The object's size in bytes, as the image's index says.
@@ -37,7 +37,7 @@ pub struct Range {
 
 /// What the reading end sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum PeerRequest {
     /// Find an image: a name, a digest, or a source to import it from (`containers-storage:NAME`). May take as long as
     /// an import.
     Resolve(String),
@@ -51,27 +51,27 @@ pub enum Request {
         len: u32,
     },
     /// A range of an object.
-    Object(Range),
+    Object(ObjectRange),
     /// A range of an object's Merkle leaves (see [`crate::verity`]); `size` is the object's.
-    Leaves(Range),
+    Leaves(ObjectRange),
     /// Compress replies from now on, or do so no more.
-    Compression(Compression),
+    Packing(Packing),
     /// Is anybody there? Answered at once, ahead of reads under way.
     Ping,
 }
 
 /// How replies with data are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
+pub enum Packing {
     /// As they are.
     None,
     /// With zstd, where that makes them shorter.
     Zstd,
 }
 
-/// What the serving end sends besides [`FromHost`].
+/// What the serving end sends besides [`HostMessage`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply<'a> {
+pub enum PeerReply<'a> {
     /// The image that was asked for.
     Image {
         /// The manifest's digest.
@@ -91,10 +91,10 @@ pub enum Reply<'a> {
         data: &'a [u8],
     },
     /// As a guest gets it.
-    Plain(FromHost<'a>),
+    Plain(HostMessage<'a>),
 }
 
-impl Range {
+impl ObjectRange {
     fn write(&self, kind: u8, tag: u64) -> Vec<u8> {
         Writer::default().id(&self.id).u64(self.size).u64(self.offset).u32(self.len).frame(kind, tag)
     }
@@ -104,17 +104,17 @@ impl Range {
     }
 }
 
-impl Request {
+impl PeerRequest {
     /// The whole frame, header included.
     pub fn encode(&self, tag: u64) -> Vec<u8> {
         let out = Writer::default();
         match self {
-            Request::Resolve(reference) => out.bytes(reference.as_bytes()).frame(kind::RESOLVE, tag),
-            Request::Manifest { id, offset, len } => out.id(id).u64(*offset).u32(*len).frame(kind::MANIFEST, tag),
-            Request::Object(range) => range.write(kind::OBJECT, tag),
-            Request::Leaves(range) => range.write(kind::OBJECT_LEAVES, tag),
-            Request::Compression(compression) => out.u8(*compression as u8).frame(kind::COMPRESSION, tag),
-            Request::Ping => crate::frame::Request::Ping.encode(tag),
+            PeerRequest::Resolve(reference) => out.bytes(reference.as_bytes()).frame(kind::RESOLVE, tag),
+            PeerRequest::Manifest { id, offset, len } => out.id(id).u64(*offset).u32(*len).frame(kind::MANIFEST, tag),
+            PeerRequest::Object(range) => range.write(kind::OBJECT, tag),
+            PeerRequest::Leaves(range) => range.write(kind::OBJECT_LEAVES, tag),
+            PeerRequest::Packing(packing) => out.u8(*packing as u8).frame(kind::COMPRESSION, tag),
+            PeerRequest::Ping => crate::frame::Request::Ping.encode(tag),
         }
     }
 
@@ -127,35 +127,37 @@ impl Request {
         let request = match kind {
             kind::RESOLVE if payload.len() <= MAX_REFERENCE => {
                 let reference = std::str::from_utf8(fields.rest()).map_err(|_| FrameError::Malformed(kind))?;
-                Request::Resolve(reference.to_owned())
+                PeerRequest::Resolve(reference.to_owned())
             }
             kind::RESOLVE => return Err(FrameError::Malformed(kind)),
-            kind::MANIFEST => Request::Manifest { id: fields.id()?, offset: fields.u64()?, len: fields.read_len()? },
-            kind::OBJECT => Request::Object(Range::read(&mut fields)?),
-            kind::OBJECT_LEAVES => Request::Leaves(Range::read(&mut fields)?),
-            kind::COMPRESSION => Request::Compression(match fields.u8()? {
-                0 => Compression::None,
-                1 => Compression::Zstd,
+            kind::MANIFEST => {
+                PeerRequest::Manifest { id: fields.id()?, offset: fields.u64()?, len: fields.read_len()? }
+            }
+            kind::OBJECT => PeerRequest::Object(ObjectRange::read(&mut fields)?),
+            kind::OBJECT_LEAVES => PeerRequest::Leaves(ObjectRange::read(&mut fields)?),
+            kind::COMPRESSION => PeerRequest::Packing(match fields.u8()? {
+                0 => Packing::None,
+                1 => Packing::Zstd,
                 _ => return Err(fields.malformed()),
             }),
-            crate::frame::kind::PING => Request::Ping,
+            crate::frame::kind::PING => PeerRequest::Ping,
             other => return Err(FrameError::UnknownKind(other)),
         };
         fields.end(request)
     }
 }
 
-impl<'a> Reply<'a> {
+impl<'a> PeerReply<'a> {
     /// The whole frame, header included.
     pub fn encode(&self, tag: u64) -> Vec<u8> {
         let out = Writer::default();
         match self {
-            Reply::Image { id, manifest_size, name, config } => {
+            PeerReply::Image { id, manifest_size, name, config } => {
                 let out = out.id(id).u64(*manifest_size).u16(name.len() as u16);
                 out.bytes(name.as_bytes()).bytes(config).frame(kind::IMAGE, tag)
             }
-            Reply::Packed { len, data } => out.u32(*len).bytes(data).frame(kind::PACKED, tag),
-            Reply::Plain(reply) => reply.encode(tag),
+            PeerReply::Packed { len, data } => out.u32(*len).bytes(data).frame(kind::PACKED, tag),
+            PeerReply::Plain(reply) => reply.encode(tag),
         }
     }
 
@@ -170,10 +172,10 @@ impl<'a> Reply<'a> {
                 let (id, manifest_size) = (fields.id()?, fields.u64()?);
                 let len = fields.u16()?;
                 let name = std::str::from_utf8(fields.bytes(len.into())?).map_err(|_| FrameError::Malformed(kind))?;
-                Reply::Image { id, manifest_size, name: name.to_owned(), config: fields.rest() }
+                PeerReply::Image { id, manifest_size, name: name.to_owned(), config: fields.rest() }
             }
-            kind::PACKED => Reply::Packed { len: fields.read_len()?, data: fields.rest() },
-            _ => return FromHost::decode(kind, payload).map(Reply::Plain),
+            kind::PACKED => PeerReply::Packed { len: fields.read_len()?, data: fields.rest() },
+            _ => return HostMessage::decode(kind, payload).map(PeerReply::Plain),
         };
         fields.end(reply)
     }
@@ -195,50 +197,50 @@ mod tests {
     #[test]
     fn messages_round_trip() {
         let id = verity::digest(Algorithm::Sha512, b"x");
-        let range = Range { id, size: 1 << 33, offset: 1 << 32, len: MAX_READ };
+        let range = ObjectRange { id, size: 1 << 33, offset: 1 << 32, len: MAX_READ };
         for request in [
-            Request::Resolve("containers-storage:localhost/os:1".into()),
-            Request::Manifest { id, offset: 7, len: 1 },
-            Request::Object(range),
-            Request::Leaves(range),
-            Request::Compression(Compression::Zstd),
-            Request::Compression(Compression::None),
-            Request::Ping,
+            PeerRequest::Resolve("containers-storage:localhost/os:1".into()),
+            PeerRequest::Manifest { id, offset: 7, len: 1 },
+            PeerRequest::Object(range),
+            PeerRequest::Leaves(range),
+            PeerRequest::Packing(Packing::Zstd),
+            PeerRequest::Packing(Packing::None),
+            PeerRequest::Ping,
         ] {
             let frame = request.encode(3);
             let (kind, payload) = split(&frame);
-            assert_eq!(Request::decode(kind, payload), Ok(request));
+            assert_eq!(PeerRequest::decode(kind, payload), Ok(request));
         }
         for reply in [
-            Reply::Image { id, manifest_size: 9, name: "a:b".into(), config: b"{}" },
-            Reply::Packed { len: 5, data: b"zstd" },
-            Reply::Plain(FromHost::Data(b"bytes")),
-            Reply::Plain(FromHost::Pong),
+            PeerReply::Image { id, manifest_size: 9, name: "a:b".into(), config: b"{}" },
+            PeerReply::Packed { len: 5, data: b"zstd" },
+            PeerReply::Plain(HostMessage::Data(b"bytes")),
+            PeerReply::Plain(HostMessage::Pong),
         ] {
             let frame = reply.encode(3);
             let (kind, payload) = split(&frame);
-            assert_eq!(Reply::decode(kind, payload), Ok(reply));
+            assert_eq!(PeerReply::decode(kind, payload), Ok(reply));
         }
     }
 
     #[test]
     fn lengths_beyond_the_limits_are_refused() {
-        let long = Request::Resolve("a".repeat(MAX_REFERENCE + 1)).encode(3);
-        assert_eq!(Request::decode(kind::RESOLVE, split(&long).1), Err(FrameError::Malformed(kind::RESOLVE)));
+        let long = PeerRequest::Resolve("a".repeat(MAX_REFERENCE + 1)).encode(3);
+        assert_eq!(PeerRequest::decode(kind::RESOLVE, split(&long).1), Err(FrameError::Malformed(kind::RESOLVE)));
         for len in [0, MAX_READ + 1] {
-            let frame = Reply::Packed { len, data: b"" }.encode(3);
-            assert_eq!(Reply::decode(kind::PACKED, split(&frame).1), Err(FrameError::Malformed(kind::PACKED)));
+            let frame = PeerReply::Packed { len, data: b"" }.encode(3);
+            assert_eq!(PeerReply::decode(kind::PACKED, split(&frame).1), Err(FrameError::Malformed(kind::PACKED)));
         }
     }
 
     proptest! {
         #[test]
         fn any_bytes_decode_or_fail_without_panic(kind in any::<u8>(), payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(request) = Request::decode(kind, &payload) {
+            if let Ok(request) = PeerRequest::decode(kind, &payload) {
                 let frame = request.encode(0);
-                prop_assert_eq!(Request::decode(kind, &frame[HEADER..]), Ok(request));
+                prop_assert_eq!(PeerRequest::decode(kind, &frame[HEADER..]), Ok(request));
             }
-            let _ = Reply::decode(kind, &payload);
+            let _ = PeerReply::decode(kind, &payload);
         }
     }
 }

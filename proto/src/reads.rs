@@ -104,19 +104,19 @@ pub enum Origin {
     Cache,
     /// They could not be had.
     Failed,
-    /// The boot profile had them sent ahead to where programs find them by themselves: this is when they were put
-    /// there. Whether a program has read them is not known.
-    Unseen,
+    /// The boot profile had them sent ahead to where programs find them without a request: this is when they were put
+    /// there. Nobody sees whether a program reads them, so people and programs are told "unseen" ([`Origin::name`]).
+    Preloaded,
 }
 
 impl Origin {
     /// In the order of their numbers on the wire.
     pub const ALL: [Origin; 6] =
-        [Origin::Host, Origin::Neighbour, Origin::Profile, Origin::Cache, Origin::Failed, Origin::Unseen];
+        [Origin::Host, Origin::Neighbour, Origin::Profile, Origin::Cache, Origin::Failed, Origin::Preloaded];
 
     /// Whether a program read something, and got it.
     pub fn is_read(self) -> bool {
-        !matches!(self, Origin::Failed | Origin::Unseen)
+        !matches!(self, Origin::Failed | Origin::Preloaded)
     }
 
     /// One word, for people and programs.
@@ -204,7 +204,7 @@ pub struct Counters {
     /// Bytes of those reads, likewise.
     pub read_bytes: [u64; Origin::ALL.len()],
     /// Bytes that the boot profile brought and the guest watches: of those that are not to be ([`Hint::watched`]), it
-    /// watches what it cannot put where programs find it. The others are [`Origin::Unseen`].
+    /// watches what it cannot put where programs find it. The others are [`Origin::Preloaded`].
     pub profile_bytes: u64,
     /// Of those that are watched, bytes that a program has asked for since.
     pub profile_used_bytes: u64,

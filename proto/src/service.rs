@@ -1,7 +1,7 @@
-//! What a stream that the host asked for can carry besides a program: a connection to something in the guest, a copy
-//! in or out, the list of processes, the upper layer.
+//! Services of the guest's agent, each on a stream that the host asked for: a connection to something in the guest, a
+//! copy in or out, the list of processes, the upper layer. To run a program is [`crate::exec`].
 //!
-//! The host's first frame is a [`Wish`]. After that both ends send [`Piece`]s.
+//! The host's first frame is a [`Service`]. After that both ends send [`ServiceFrame`]s.
 
 use crate::frame::fields::{Reader, Writer};
 use crate::frame::header::FrameError;
@@ -31,9 +31,9 @@ pub enum Target {
     Unix(Vec<u8>),
 }
 
-/// What the host wants of a stream.
+/// A service that the host asks for: the first frame of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Service {
     /// A connection: DONE once it is there, then data both ways; empty data is the end of a direction.
     Connect(Target),
     /// Files for this path: data, a tar archive that ends with empty data; then the guest's DONE.
@@ -46,9 +46,9 @@ pub enum Wish {
     Upper,
 }
 
-/// What either end sends after that.
+/// What either end sends after the host's first frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
+pub enum ServiceFrame {
     /// Bytes, at most [`MAX_DATA`]; empty: no more will come.
     Data(Vec<u8>),
     /// From the guest: it is done.
@@ -57,17 +57,17 @@ pub enum Piece {
     Failed(String),
 }
 
-impl Wish {
+impl Service {
     /// The whole frame, header included.
     pub fn encode(&self) -> Vec<u8> {
         let out = Writer::default();
         match self {
-            Wish::Connect(Target::Tcp(port)) => out.u8(0).u16(*port).frame(kind::CONNECT, 0),
-            Wish::Connect(Target::Unix(path)) => out.u8(1).bytes(path).frame(kind::CONNECT, 0),
-            Wish::Put(path) => out.bytes(path).frame(kind::PUT, 0),
-            Wish::Get(path) => out.bytes(path).frame(kind::GET, 0),
-            Wish::Processes => out.frame(kind::PROCESSES, 0),
-            Wish::Upper => out.frame(kind::UPPER, 0),
+            Service::Connect(Target::Tcp(port)) => out.u8(0).u16(*port).frame(kind::CONNECT, 0),
+            Service::Connect(Target::Unix(path)) => out.u8(1).bytes(path).frame(kind::CONNECT, 0),
+            Service::Put(path) => out.bytes(path).frame(kind::PUT, 0),
+            Service::Get(path) => out.bytes(path).frame(kind::GET, 0),
+            Service::Processes => out.frame(kind::PROCESSES, 0),
+            Service::Upper => out.frame(kind::UPPER, 0),
         }
     }
 
@@ -77,30 +77,30 @@ impl Wish {
     /// If the kind does not belong here or the payload is not exactly of its form.
     pub fn decode(kind: u8, payload: &[u8]) -> Result<Self, FrameError> {
         let mut fields = Reader::new(kind, payload);
-        let wish = match kind {
+        let service = match kind {
             kind::CONNECT => match fields.u8()? {
-                0 => Wish::Connect(Target::Tcp(fields.u16()?)),
-                1 => Wish::Connect(Target::Unix(fields.rest().to_vec())),
+                0 => Service::Connect(Target::Tcp(fields.u16()?)),
+                1 => Service::Connect(Target::Unix(fields.rest().to_vec())),
                 _ => return Err(fields.malformed()),
             },
-            kind::PUT => Wish::Put(fields.rest().to_vec()),
-            kind::GET => Wish::Get(fields.rest().to_vec()),
-            kind::PROCESSES => Wish::Processes,
-            kind::UPPER => Wish::Upper,
+            kind::PUT => Service::Put(fields.rest().to_vec()),
+            kind::GET => Service::Get(fields.rest().to_vec()),
+            kind::PROCESSES => Service::Processes,
+            kind::UPPER => Service::Upper,
             other => return Err(FrameError::UnknownKind(other)),
         };
-        fields.end(wish)
+        fields.end(service)
     }
 }
 
-impl Piece {
+impl ServiceFrame {
     /// The whole frame, header included.
     pub fn encode(&self) -> Vec<u8> {
         let out = Writer::default();
         match self {
-            Piece::Data(data) => out.bytes(data).frame(kind::DATA, 0),
-            Piece::Done => out.frame(kind::DONE, 0),
-            Piece::Failed(why) => out.bytes(why.as_bytes()).frame(kind::FAILED, 0),
+            ServiceFrame::Data(data) => out.bytes(data).frame(kind::DATA, 0),
+            ServiceFrame::Done => out.frame(kind::DONE, 0),
+            ServiceFrame::Failed(why) => out.bytes(why.as_bytes()).frame(kind::FAILED, 0),
         }
     }
 
@@ -112,9 +112,9 @@ impl Piece {
         let mut fields = Reader::new(kind, payload);
         let piece = match kind {
             kind::DATA if payload.len() > MAX_DATA => return Err(FrameError::TooLong(payload.len() as u32)),
-            kind::DATA => Piece::Data(fields.rest().to_vec()),
-            kind::DONE => Piece::Done,
-            kind::FAILED => Piece::Failed(fields.text()),
+            kind::DATA => ServiceFrame::Data(fields.rest().to_vec()),
+            kind::DONE => ServiceFrame::Done,
+            kind::FAILED => ServiceFrame::Failed(fields.text()),
             other => return Err(FrameError::UnknownKind(other)),
         };
         fields.end(piece)
@@ -128,23 +128,28 @@ mod tests {
 
     #[test]
     fn messages_round_trip() {
-        let wishes = [
-            Wish::Connect(Target::Tcp(80)),
-            Wish::Connect(Target::Unix(b"/run/\xff".to_vec())),
-            Wish::Put(b"/tmp".to_vec()),
-            Wish::Get(b"/etc".to_vec()),
-            Wish::Processes,
-            Wish::Upper,
+        let services = [
+            Service::Connect(Target::Tcp(80)),
+            Service::Connect(Target::Unix(b"/run/\xff".to_vec())),
+            Service::Put(b"/tmp".to_vec()),
+            Service::Get(b"/etc".to_vec()),
+            Service::Processes,
+            Service::Upper,
         ];
-        for wish in wishes {
-            let frame = wish.encode();
-            assert_eq!(Wish::decode(frame[4], &frame[HEADER..]), Ok(wish));
+        for service in services {
+            let frame = service.encode();
+            assert_eq!(Service::decode(frame[4], &frame[HEADER..]), Ok(service));
         }
-        for piece in [Piece::Data(vec![]), Piece::Data(vec![1; MAX_DATA]), Piece::Done, Piece::Failed("why".into())] {
+        for piece in [
+            ServiceFrame::Data(vec![]),
+            ServiceFrame::Data(vec![1; MAX_DATA]),
+            ServiceFrame::Done,
+            ServiceFrame::Failed("why".into()),
+        ] {
             let frame = piece.encode();
-            assert_eq!(Piece::decode(frame[4], &frame[HEADER..]), Ok(piece));
+            assert_eq!(ServiceFrame::decode(frame[4], &frame[HEADER..]), Ok(piece));
         }
-        assert!(Piece::decode(kind::DATA, &[0; MAX_DATA + 1]).is_err());
-        assert!(Wish::decode(kind::CONNECT, &[2]).is_err());
+        assert!(ServiceFrame::decode(kind::DATA, &[0; MAX_DATA + 1]).is_err());
+        assert!(Service::decode(kind::CONNECT, &[2]).is_err());
     }
 }

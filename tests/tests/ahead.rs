@@ -254,7 +254,7 @@ fn what_was_read_here_and_there_in_a_large_file_is_in_the_page_cache_before_a_pr
         until("the kernel has read it", || unseen(&activity.state()) >= bytes);
         read_all(tree);
     });
-    let asked_for = second.reads.iter().filter(|read| read.origin != Origin::Unseen);
+    let asked_for = second.reads.iter().filter(|read| read.origin != Origin::Preloaded);
     let asked_for: Vec<_> = asked_for.filter(|read| read.extent.position == position).collect();
     // A kernel that is to save memory takes a page back now and then that nobody has used yet.
     assert!(asked_for.len() < offsets.len() / 4, "{asked_for:?}");
@@ -282,7 +282,7 @@ fn a_scan_that_the_profile_knows_brings_nothing_twice() {
 }
 
 fn unseen(state: &ActivityState) -> u64 {
-    state.counters.read_bytes[Origin::Unseen as usize]
+    state.counters.read_bytes[Origin::Preloaded as usize]
 }
 
 fn watched(state: &ActivityState) -> u64 {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lazyroot_proto::frame::{FromHost, HEADER, Header, Hello, Metadata, Request, Role};
+use lazyroot_proto::frame::{HEADER, Header, Hello, HostMessage, Metadata, Request, Role};
 use lazyroot_proto::reads::{Counters, Extent, Origin, Read, decode_hints};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use lazyroot_tests::images::debian;
@@ -67,8 +67,8 @@ impl Guest {
         let mut guest = Self(stream);
         guest.send(&Request::Hello(Hello { role: Role::Data(image) }));
         let (header, payload) = guest.next();
-        match FromHost::decode(header.kind, &payload).unwrap() {
-            FromHost::Welcome { profile_size, .. } => (guest, profile_size),
+        match HostMessage::decode(header.kind, &payload).unwrap() {
+            HostMessage::Welcome { profile_size, .. } => (guest, profile_size),
             other => panic!("{other:?}"),
         }
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use lazyroot_proto::frame::{DEFAULT_PORT, ErrorCode, FromHost, Header, Hello, MAX_READ, Request, Role, kind};
+use lazyroot_proto::frame::{DEFAULT_PORT, ErrorCode, Header, Hello, HostMessage, MAX_READ, Request, Role, kind};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use lazyroot_tests::frames::next;
 use lazyroot_tests::lazyroot::{Lazyroot, Server};
@@ -85,8 +85,8 @@ fn strangers_and_foreign_requests_are_refused() {
     let server = lazyroot.serve();
     let refused = |stream: &mut UnixStream| {
         let (header, payload) = next(stream).unwrap();
-        match FromHost::decode(header.kind, &payload).unwrap() {
-            FromHost::Error { code, .. } => code,
+        match HostMessage::decode(header.kind, &payload).unwrap() {
+            HostMessage::Error { code, .. } => code,
             other => panic!("{other:?}"),
         }
     };

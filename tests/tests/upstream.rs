@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lazyroot_proto::frame::{FromHost, Hello, Request, Role};
+use lazyroot_proto::frame::{Hello, HostMessage, Request, Role};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use lazyroot_tests::frames::next;
 use lazyroot_tests::lazyroot::Lazyroot;
@@ -408,7 +408,7 @@ fn guests_and_other_lazyroots_are_kept_apart() {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&Request::Hello(Hello { role }).encode(0)).unwrap();
         let (header, payload) = next(&mut stream).unwrap();
-        matches!(FromHost::decode(header.kind, &payload), Ok(FromHost::Error { .. }))
+        matches!(HostMessage::decode(header.kind, &payload), Ok(HostMessage::Error { .. }))
     };
     // A guest that could say that it is a lazyroot could read every image.
     assert!(refused(server.socket(), Role::Peer));
@@ -462,8 +462,8 @@ impl Guest {
         let read = Request::Read { id, offset: offset as u64, len: len as u32 };
         self.stream.write_all(&read.encode(self.tag))?;
         let (header, payload) = next(&mut self.stream)?;
-        match FromHost::decode(header.kind, &payload).unwrap() {
-            FromHost::Data(data) => assert!(data == &content[offset..offset + len], "wrong bytes of {id}"),
+        match HostMessage::decode(header.kind, &payload).unwrap() {
+            HostMessage::Data(data) => assert!(data == &content[offset..offset + len], "wrong bytes of {id}"),
             other => panic!("{other:?}"),
         }
         Ok(())

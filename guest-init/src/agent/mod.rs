@@ -15,9 +15,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, ToGuest, ToHost, Window};
-use lazyroot_proto::frame::{FromHost, Role};
-use lazyroot_proto::service::Wish;
+use lazyroot_proto::exec::{Exec, ExecError, ExecInput, ExecOutput, Exit, MAX_CHUNK, TerminalSize};
+use lazyroot_proto::frame::{HostMessage, Role};
+use lazyroot_proto::service::Service;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::fcntl_getpipe_size;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
@@ -73,8 +73,8 @@ impl Agent {
         let mut frames = introduce(dial(&self.address)?, Role::Control)?;
         loop {
             let (header, payload) = frames.read_frame()?;
-            match FromHost::decode(header.kind, &payload).map_err(io::Error::other)? {
-                FromHost::OpenStream(number) => {
+            match HostMessage::decode(header.kind, &payload).map_err(io::Error::other)? {
+                HostMessage::OpenStream(number) => {
                     let address = self.address.clone();
                     let (root, upper, objects) = (self.root.clone(), self.upper.clone(), self.objects.clone());
                     thread::spawn(move || {
@@ -86,12 +86,12 @@ impl Agent {
                         }
                     });
                 }
-                FromHost::PowerOff => {
+                HostMessage::PowerOff => {
                     let (root, mode) = (self.root.clone(), self.mode);
                     // Not here: until the end the host may want more streams.
                     thread::spawn(move || shutdown::gently(&root, mode));
                 }
-                FromHost::Welcome { .. } => (),
+                HostMessage::Welcome { .. } => (),
                 other => return Err(io::Error::other(format!("unexpected on a control connection: {other:?}"))),
             }
         }
@@ -103,14 +103,14 @@ impl Agent {
 struct Host(Arc<Mutex<Arc<File>>>);
 
 impl Host {
-    fn send(&self, message: &ToHost) -> io::Result<()> {
+    fn send(&self, message: &ExecOutput) -> io::Result<()> {
         let stream = self.0.lock().expect("no panic under the lock");
         write_capped(&**stream, &message.encode())
     }
 }
 
 /// Makes a message of a piece of output: standard output's or standard error's.
-type Wrap = fn(Vec<u8>) -> ToHost;
+type Wrap = fn(Vec<u8>) -> ExecOutput;
 
 /// A program that was started.
 struct Program {
@@ -120,19 +120,19 @@ struct Program {
     terminal: Option<File>,
 }
 
-fn next_message(frames: &mut FrameReader) -> io::Result<ToGuest> {
+fn next_message(frames: &mut FrameReader) -> io::Result<ExecInput> {
     let (header, payload) = frames.read_frame()?;
-    ToGuest::decode(header.kind, &payload).map_err(io::Error::other)
+    ExecInput::decode(header.kind, &payload).map_err(io::Error::other)
 }
 
 /// Does what the host's first frame asks for.
 fn serve_stream(mut frames: FrameReader, root: &OwnedFd, upper: Option<&OwnedFd>, objects: &Objects) -> io::Result<()> {
     let (header, payload) = frames.read_frame()?;
-    if let Ok(wish) = Wish::decode(header.kind, &payload) {
+    if let Ok(wish) = Service::decode(header.kind, &payload) {
         return service::serve(frames, wish, root, upper);
     }
-    match ToGuest::decode(header.kind, &payload).map_err(io::Error::other)? {
-        ToGuest::Exec(exec) => run_program(frames, exec, root, objects),
+    match ExecInput::decode(header.kind, &payload).map_err(io::Error::other)? {
+        ExecInput::Exec(exec) => run_program(frames, exec, root, objects),
         other => Err(io::Error::other(format!("unexpected at the start of a stream: {other:?}"))),
     }
 }
@@ -145,12 +145,12 @@ fn run_program(mut frames: FrameReader, exec: Exec, root: &OwnedFd, objects: &Ob
             let missing =
                 error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound);
             let why = if missing { ExecError::NotFound } else { ExecError::CannotRun };
-            return host.send(&ToHost::Failed(why, format!("{error:#}")));
+            return host.send(&ExecOutput::Failed(why, format!("{error:#}")));
         }
     };
     let leader = Pid::from_child(&program.child);
     let group = Group(Arc::new(Mutex::new(Some(leader))));
-    if let Err(error) = host.send(&ToHost::Started) {
+    if let Err(error) = host.send(&ExecOutput::Started) {
         group.kill(Signal::KILL);
         program.child.wait()?;
         return Err(error);
@@ -191,7 +191,7 @@ fn run_program(mut frames: FrameReader, exec: Exec, root: &OwnedFd, objects: &Ob
     };
     // Afterwards the host may end the VM.
     objects.recorder().tell(objects.link());
-    host.send(&ToHost::Exit(exit))
+    host.send(&ExecOutput::Exit(exit))
 }
 
 /// A program's process group, by its leader's number until that may be another program's.
@@ -216,21 +216,21 @@ impl Group {
 fn listen(frames: &mut FrameReader, input: &Sender<Vec<u8>>, group: &Group, terminal: Option<File>) {
     while let Ok(message) = next_message(frames) {
         match message {
-            ToGuest::Stdin(data) => {
+            ExecInput::Stdin(data) => {
                 // Nobody takes it any more: the program closed its input.
                 let _ = input.send(data);
             }
-            ToGuest::Signal(number) => {
+            ExecInput::Signal(number) => {
                 if let Some(signal) = Signal::from_named_raw(number.into()) {
                     group.kill(signal);
                 }
             }
-            ToGuest::Window(window) => {
+            ExecInput::Resize(window) => {
                 if let Some(terminal) = &terminal {
                     let _ = tcsetwinsize(terminal, winsize(window));
                 }
             }
-            ToGuest::Exec(_) => break,
+            ExecInput::Exec(_) => break,
         }
     }
     // The host is gone: so is whoever wanted the program.
@@ -242,7 +242,7 @@ fn feed(mut stdin: File, queue: &Receiver<Vec<u8>>, host: &Host) {
     while let Ok(data) = queue.recv() {
         if data.is_empty()
             || stdin.write_all(&data).is_err()
-            || host.send(&ToHost::StdinCredit(data.len() as u32)).is_err()
+            || host.send(&ExecOutput::StdinCredit(data.len() as u32)).is_err()
         {
             return;
         }
@@ -318,7 +318,7 @@ fn start(exec: &Exec, root: &OwnedFd) -> Result<Program> {
             Ok(Program {
                 child,
                 stdin,
-                outputs: vec![(stdout, ToHost::Stdout), (stderr, ToHost::Stderr)],
+                outputs: vec![(stdout, ExecOutput::Stdout), (stderr, ExecOutput::Stderr)],
                 terminal: None,
             })
         }
@@ -336,12 +336,12 @@ fn start(exec: &Exec, root: &OwnedFd) -> Result<Program> {
             let terminal = File::from(terminal);
             let stdin = terminal.try_clone()?;
             let output = terminal.try_clone()?;
-            Ok(Program { child, stdin, outputs: vec![(output, ToHost::Stdout)], terminal: Some(terminal) })
+            Ok(Program { child, stdin, outputs: vec![(output, ExecOutput::Stdout)], terminal: Some(terminal) })
         }
     }
 }
 
-fn winsize(window: Window) -> Winsize {
+fn winsize(window: TerminalSize) -> Winsize {
     Winsize { ws_row: window.rows, ws_col: window.columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 

@@ -14,44 +14,44 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use lazyroot_archive::{pack, pack_layer, unpack};
-use lazyroot_proto::service::{MAX_DATA, Piece, Target, Wish};
+use lazyroot_proto::service::{MAX_DATA, Service, ServiceFrame, Target};
 
 use crate::link::{FrameReader, write_capped};
 use crate::sys;
 
-/// Does what the host wishes, in the image's `root`, whose changes are in `upper`.
+/// Gives the host a service in the image's `root`, whose changes are in `upper`.
 ///
 /// # Errors
 /// If the stream to the host fails. What fails here, the host is told.
-pub fn serve(mut frames: FrameReader, wish: Wish, root: &OwnedFd, upper: Option<&OwnedFd>) -> io::Result<()> {
+pub fn serve(mut frames: FrameReader, wish: Service, root: &OwnedFd, upper: Option<&OwnedFd>) -> io::Result<()> {
     sys::enter_root(root)?;
     let host = frames.stream();
     let done = match wish {
-        Wish::Connect(target) => return connect(frames, &target),
-        Wish::Put(path) => {
+        Service::Connect(target) => return connect(frames, &target),
+        Service::Put(path) => {
             let target = Path::new(std::ffi::OsStr::from_bytes(&path)).to_owned();
-            let mut pieces = FromHost::new(&mut frames);
+            let mut pieces = HostReader::new(&mut frames);
             let unpacked = unpack(io::BufReader::with_capacity(MAX_DATA, &mut pieces), &target, 0);
             // An archive ends before the host has sent all of it.
             let taken = unpacked.and_then(|()| io::copy(&mut pieces, &mut io::sink()));
             taken.map(drop).map_err(|error| named(error, &target))
         }
-        Wish::Get(path) => {
+        Service::Get(path) => {
             let source = Path::new(std::ffi::OsStr::from_bytes(&path));
-            let mut out = io::BufWriter::with_capacity(MAX_DATA, ToHost(&host));
+            let mut out = io::BufWriter::with_capacity(MAX_DATA, HostWriter(&host));
             pack(source, &mut out).and_then(|()| out.flush())
         }
-        Wish::Processes => processes()
-            .and_then(|text| text.as_bytes().chunks(MAX_DATA).try_for_each(|piece| ToHost(&host).write_all(piece))),
-        Wish::Upper => match upper {
+        Service::Processes => processes()
+            .and_then(|text| text.as_bytes().chunks(MAX_DATA).try_for_each(|piece| HostWriter(&host).write_all(piece))),
+        Service::Upper => match upper {
             Some(upper) => send_upper(upper, &host),
             None => Err(io::Error::other("its root cannot be changed")),
         },
     };
     match done {
-        Ok(()) => send(&host, &Piece::Done),
+        Ok(()) => send(&host, &ServiceFrame::Done),
         Err(error) => {
-            send(&host, &Piece::Failed(error.to_string()))?;
+            send(&host, &ServiceFrame::Failed(error.to_string()))?;
             // To close a stream that the host is still sending on would cut off the answer, too. It hangs up once it has it.
             while frames.read_frame().is_ok() {}
             Ok(())
@@ -69,7 +69,7 @@ fn send_upper(upper: &OwnedFd, host: &fs::File) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
         frozen => Some(frozen?),
     };
-    let mut out = io::BufWriter::with_capacity(MAX_DATA, ToHost(host));
+    let mut out = io::BufWriter::with_capacity(MAX_DATA, HostWriter(host));
     // The trailing dot follows the kernel's link to the folder.
     pack_layer(Path::new(&format!("/proc/self/fd/{}/.", upper.as_raw_fd())), &mut out)?;
     out.flush()
@@ -79,18 +79,18 @@ fn named(error: io::Error, path: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("cannot copy to {}: {error}", path.display()))
 }
 
-fn send(host: &fs::File, piece: &Piece) -> io::Result<()> {
-    write_capped(host, &piece.encode())
+fn send(host: &fs::File, frame: &ServiceFrame) -> io::Result<()> {
+    write_capped(host, &frame.encode())
 }
 
-/// Bytes as pieces for the host.
-struct ToHost<'a>(&'a fs::File);
+/// Bytes as frames for the host.
+struct HostWriter<'a>(&'a fs::File);
 
-impl Write for ToHost<'_> {
+impl Write for HostWriter<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let len = data.len().min(MAX_DATA);
         if len > 0 {
-            send(self.0, &Piece::Data(data[..len].to_vec()))?;
+            send(self.0, &ServiceFrame::Data(data[..len].to_vec()))?;
         }
         Ok(len)
     }
@@ -100,29 +100,29 @@ impl Write for ToHost<'_> {
     }
 }
 
-/// The host's pieces as bytes.
-struct FromHost<'a> {
+/// The host's frames as bytes.
+struct HostReader<'a> {
     frames: &'a mut FrameReader,
-    piece: Vec<u8>,
+    data: Vec<u8>,
     taken: usize,
     over: bool,
 }
 
-impl<'a> FromHost<'a> {
+impl<'a> HostReader<'a> {
     fn new(frames: &'a mut FrameReader) -> Self {
-        Self { frames, piece: Vec::new(), taken: 0, over: false }
+        Self { frames, data: Vec::new(), taken: 0, over: false }
     }
 }
 
-impl Read for FromHost<'_> {
+impl Read for HostReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.piece.len() && !self.over {
-            self.piece = next_data(self.frames)?;
+        if self.taken == self.data.len() && !self.over {
+            self.data = next_data(self.frames)?;
             self.taken = 0;
-            self.over = self.piece.is_empty();
+            self.over = self.data.is_empty();
         }
-        let len = buffer.len().min(self.piece.len() - self.taken);
-        buffer[..len].copy_from_slice(&self.piece[self.taken..][..len]);
+        let len = buffer.len().min(self.data.len() - self.taken);
+        buffer[..len].copy_from_slice(&self.data[self.taken..][..len]);
         self.taken += len;
         Ok(len)
     }
@@ -131,8 +131,8 @@ impl Read for FromHost<'_> {
 /// The host's next data; empty at its end.
 fn next_data(frames: &mut FrameReader) -> io::Result<Vec<u8>> {
     let (header, payload) = frames.read_frame()?;
-    match Piece::decode(header.kind, &payload).map_err(io::Error::other)? {
-        Piece::Data(data) => Ok(data),
+    match ServiceFrame::decode(header.kind, &payload).map_err(io::Error::other)? {
+        ServiceFrame::Data(data) => Ok(data),
         other => Err(io::Error::other(format!("unexpected in a stream of data: {other:?}"))),
     }
 }
@@ -197,9 +197,9 @@ fn connect(mut frames: FrameReader, target: &Target) -> io::Result<()> {
     let host = frames.stream();
     let mut socket = match Socket::open(target) {
         Ok(socket) => socket,
-        Err(error) => return send(&host, &Piece::Failed(error.to_string())),
+        Err(error) => return send(&host, &ServiceFrame::Failed(error.to_string())),
     };
-    send(&host, &Piece::Done)?;
+    send(&host, &ServiceFrame::Done)?;
     let mut sink = socket.try_clone()?;
     let inward = thread::spawn(move || {
         loop {
@@ -215,7 +215,7 @@ fn connect(mut frames: FrameReader, target: &Target) -> io::Result<()> {
     let outward = loop {
         // Whatever the error, there is no more to come.
         let len = socket.read(&mut buffer).unwrap_or(0);
-        let sent = send(&host, &Piece::Data(buffer[..len].to_vec()));
+        let sent = send(&host, &ServiceFrame::Data(buffer[..len].to_vec()));
         if len == 0 || sent.is_err() {
             break sent;
         }

@@ -95,14 +95,14 @@ impl Pieces {
         let mut pieces = self.lock();
         let piece =
             pieces.get_mut(&key(extent)).filter(|piece| piece.origin == Origin::Profile && piece.data.is_some())?;
-        piece.origin = Origin::Unseen;
+        piece.origin = Origin::Preloaded;
         Some(u64::from(piece.read.count_ones()) * BLOCK as u64)
     }
 
     /// Whether the kernel reads this block ahead of programs, or may.
     pub fn is_handed_over(&self, position: u32, block: u32) -> bool {
         let pieces = self.lock();
-        piece_at(&pieces, position, block).is_some_and(|(key, _)| pieces[&key].origin == Origin::Unseen)
+        piece_at(&pieces, position, block).is_some_and(|(key, _)| pieces[&key].origin == Origin::Preloaded)
     }
 
     /// All the bytes of `extent`, `len` of them, if pieces hold them, or will soon.
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(pieces.hand_over(extent(0, 4)), Some(BLOCK as u64));
         assert!(pieces.is_handed_over(7, 1));
         let rest = take(&pieces, extent(0, 4), 4 * BLOCK).unwrap();
-        assert_eq!((rest.origin, rest.fresh, rest.freed), (Origin::Unseen, (0, 0), 4 * BLOCK));
+        assert_eq!((rest.origin, rest.fresh, rest.freed), (Origin::Preloaded, (0, 0), 4 * BLOCK));
         assert_eq!(pieces.hand_over(extent(0, 4)), None, "it is the kernel's");
     }
 

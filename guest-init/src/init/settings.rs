@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use lazyroot_proto::frame::{FromHost, Role};
+use lazyroot_proto::frame::{HostMessage, Role};
 use lazyroot_proto::settings::{Settings, Share};
 use rustix::mount::{MountFlags, mount};
 
@@ -26,8 +26,8 @@ const SCRATCH: &[&str] = &["var/lib/containers", "var/lib/docker"];
 pub fn fetch(address: &Address) -> Result<Settings> {
     let ask = || -> io::Result<Settings> {
         let (header, payload) = introduce(dial_patiently(address)?, Role::Settings)?.read_frame()?;
-        match FromHost::decode(header.kind, &payload).map_err(io::Error::other)? {
-            FromHost::Settings(settings) => Settings::decode(settings).map_err(io::Error::other),
+        match HostMessage::decode(header.kind, &payload).map_err(io::Error::other)? {
+            HostMessage::Settings(settings) => Settings::decode(settings).map_err(io::Error::other),
             other => Err(io::Error::other(format!("unexpected on a settings connection: {other:?}"))),
         }
     };

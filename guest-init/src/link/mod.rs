@@ -28,8 +28,8 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use lazyroot_proto::frame::{
-    ErrorCode, EventKind, FrameError, FromHost, HEADER, Header, Hello, MAX_BATCH, MAX_GUEST_WRITE, MAX_READ, Metadata,
-    Request, Role, kind,
+    ErrorCode, EventKind, FrameError, HEADER, Header, Hello, HostMessage, MAX_BATCH, MAX_GUEST_WRITE, MAX_READ,
+    Metadata, Request, Role, kind,
 };
 use lazyroot_proto::reads::{Extent, Hint, decode_hints};
 use lazyroot_proto::{ObjectId, ObjectIndex};
@@ -425,9 +425,9 @@ impl Link {
         let reply = match header.kind {
             // Without a copy: by far the most frequent, and the longest.
             kind::DATA => Ok(payload),
-            other => match FromHost::decode(other, &payload) {
-                Ok(FromHost::Error { code, message }) => Err(LinkError::Host { code, message }),
-                Ok(FromHost::Pong) => return None,
+            other => match HostMessage::decode(other, &payload) {
+                Ok(HostMessage::Error { code, message }) => Err(LinkError::Host { code, message }),
+                Ok(HostMessage::Pong) => return None,
                 Ok(_) => Err(FrameError::UnknownKind(other).into()),
                 Err(error) => Err(error.into()),
             },
@@ -503,11 +503,11 @@ impl Link {
         let mut reader = FrameReader::new(stream);
         // A hypervisor's proxy may accept for a server that is not there: only a welcome counts.
         let (header, payload) = reader.read_frame().map_err(unreachable)?;
-        match FromHost::decode(header.kind, &payload) {
-            Ok(FromHost::Welcome { manifest_size, index_size, profile_size }) => {
+        match HostMessage::decode(header.kind, &payload) {
+            Ok(HostMessage::Welcome { manifest_size, index_size, profile_size }) => {
                 Ok((reader, Sizes { manifest: manifest_size, index: index_size, profile: profile_size }))
             }
-            Ok(FromHost::Error { code, message }) => Err(SessionError::Refused(LinkError::Host { code, message })),
+            Ok(HostMessage::Error { code, message }) => Err(SessionError::Refused(LinkError::Host { code, message })),
             Ok(_) => Err(SessionError::Refused(FrameError::UnknownKind(header.kind).into())),
             Err(error) => Err(SessionError::Refused(error.into())),
         }
@@ -689,12 +689,12 @@ mod tests {
             let mut reader = FrameReader::new(Arc::new(File::from(OwnedFd::from(stream))));
             let (header, payload) = reader.read_frame().unwrap();
             assert!(matches!(Request::decode(header.kind, &payload), Ok(Request::Hello(_))));
-            reply(&reader, 0, &FromHost::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 });
+            reply(&reader, 0, &HostMessage::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 });
             reader
         }
     }
 
-    fn reply(reader: &FrameReader, tag: u64, message: &FromHost) {
+    fn reply(reader: &FrameReader, tag: u64, message: &HostMessage) {
         (&*reader.stream).write_all(&message.encode(tag)).unwrap();
     }
 
@@ -708,7 +708,7 @@ mod tests {
             let requests: Vec<_> = (0..CALLS).map(|_| reader.read_frame().unwrap()).collect();
             for (header, payload) in requests.iter().rev() {
                 let Ok(Request::Read { offset, len, .. }) = Request::decode(header.kind, payload) else { panic!() };
-                reply(&reader, header.tag, &FromHost::Data(&vec![offset as u8; len as usize]));
+                reply(&reader, header.tag, &HostMessage::Data(&vec![offset as u8; len as usize]));
             }
             reader
         });
@@ -732,13 +732,13 @@ mod tests {
             let (header, payload) = first.read_frame().unwrap();
             let many = Request::decode(header.kind, &payload);
             assert!(matches!(many, Ok(Request::ReadList(extents)) if extents.len() == 3));
-            reply(&first, header.tag, &FromHost::Data(b"a"));
+            reply(&first, header.tag, &HostMessage::Data(b"a"));
             drop(first);
             // The one that was given up and the one that was answered are not asked for again.
             let mut second = server.accept();
             let (header, payload) = second.read_frame().unwrap();
             assert!(matches!(Request::decode(header.kind, &payload), Ok(Request::Read { len: 3, .. })));
-            reply(&second, header.tag, &FromHost::Data(b"ccc"));
+            reply(&second, header.tag, &HostMessage::Data(b"ccc"));
             second
         });
         let link = Link::connect(address, id(0), REQUEST_DEADLINE).unwrap();
@@ -762,10 +762,10 @@ mod tests {
         let host = thread::spawn(move || {
             let mut reader = server.accept();
             let tags: Vec<_> = (0..4).map(|_| reader.read_frame().unwrap().0.tag).collect();
-            let together = tags[..2].iter().flat_map(|tag| FromHost::Data(b"x").encode(*tag));
+            let together = tags[..2].iter().flat_map(|tag| HostMessage::Data(b"x").encode(*tag));
             (&*reader.stream).write_all(&together.collect::<Vec<_>>()).unwrap();
             may_go_on.recv().unwrap();
-            tags[2..].iter().for_each(|tag| reply(&reader, *tag, &FromHost::Data(b"x")));
+            tags[2..].iter().for_each(|tag| reply(&reader, *tag, &HostMessage::Data(b"x")));
             reader
         });
         let link = Link::connect(address, id(0), REQUEST_DEADLINE).unwrap();
@@ -797,7 +797,7 @@ mod tests {
             drop(first);
             let mut second = server.accept();
             let (header, _) = second.read_frame().unwrap();
-            reply(&second, header.tag, &FromHost::Data(b"abcd"));
+            reply(&second, header.tag, &HostMessage::Data(b"abcd"));
             second
         });
         let link = Link::connect(address, id(0), REQUEST_DEADLINE).unwrap();
@@ -812,7 +812,7 @@ mod tests {
         let host = thread::spawn(move || {
             let mut reader = server.accept();
             let (header, _) = reader.read_frame().unwrap();
-            reply(&reader, header.tag, &FromHost::Data(b"abc"));
+            reply(&reader, header.tag, &HostMessage::Data(b"abc"));
             reader.read_frame().unwrap();
             // Not answered: hold the connection until the guest has given up and gone.
             let _ = reader.read_frame();
@@ -831,7 +831,7 @@ mod tests {
             ours.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             let mut reader = FrameReader::new(Arc::new(File::from(OwnedFd::from(ours))));
             assert!(is_timeout(&reader.read_frame().unwrap_err()));
-            let frame = FromHost::Data(&vec![0; len]).encode(1);
+            let frame = HostMessage::Data(&vec![0; len]).encode(1);
             theirs.write_all(&frame[..HEADER + len / 2]).unwrap();
             assert_eq!(reader.read_frame().unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{len} bytes");
         }
@@ -864,7 +864,7 @@ mod tests {
             scope.spawn(|| {
                 let mut reader = server.accept();
                 let (header, _) = reader.read_frame().unwrap();
-                reply(&reader, header.tag, &FromHost::Data(b"abcd"));
+                reply(&reader, header.tag, &HostMessage::Data(b"abcd"));
             });
             assert_eq!(link.read(id(1), 0, 4).unwrap(), b"abcd");
         });
@@ -880,7 +880,7 @@ mod tests {
             let (stream, _) = server.listener.accept().unwrap();
             let mut reader = FrameReader::new(Arc::new(File::from(OwnedFd::from(stream))));
             reader.read_frame().unwrap();
-            reply(&reader, 0, &FromHost::Error { code: ErrorCode::Refused, message: "no such image".into() });
+            reply(&reader, 0, &HostMessage::Error { code: ErrorCode::Refused, message: "no such image".into() });
         });
         let refused = Link::connect(address, id(0), REQUEST_DEADLINE);
         assert!(matches!(refused, Err(LinkError::Host { code: ErrorCode::Refused, .. })));

@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lazyroot_proto::exec::{Exec, ExecError, Window};
+use lazyroot_proto::exec::{Exec, ExecError, TerminalSize};
 
 use super::{Context, runtime};
 use crate::vm::instance::{Found, State, Vms};
@@ -136,7 +136,7 @@ pub fn variables(given: &[String]) -> impl Iterator<Item = Vec<u8>> {
 }
 
 /// A terminal like ours.
-pub fn give_terminal(request: &mut Exec, window: Window) {
+pub fn give_terminal(request: &mut Exec, window: TerminalSize) {
     if let Ok(kind) = std::env::var("TERM") {
         request.env.push(format!("TERM={kind}").into_bytes());
     }

@@ -147,7 +147,7 @@ fn details(subject: &Subject) -> String {
         rows.push(["ended".to_owned(), "its session is over".to_owned()]);
     }
     let mut reads = vec![["READS FROM", "COUNT", "SHARE", "BYTES"].map(str::to_owned)];
-    for origin in Origin::ALL.into_iter().filter(|origin| *origin != Origin::Unseen) {
+    for origin in Origin::ALL.into_iter().filter(|origin| *origin != Origin::Preloaded) {
         let of = guest.reads_from(origin);
         reads.push([
             origin.name().to_owned(),

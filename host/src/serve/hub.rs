@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 
-use lazyroot_proto::frame::FromHost;
+use lazyroot_proto::frame::HostMessage;
 use lazyroot_proto::settings::Settings;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -14,7 +14,7 @@ use super::{BoxStream, write_frame};
 /// Messages to the guest that may wait to be written.
 const QUEUE: usize = 16;
 
-type Messages = mpsc::Sender<FromHost<'static>>;
+type Messages = mpsc::Sender<HostMessage<'static>>;
 
 /// One VM's control connection, the streams that were asked for, and its settings.
 #[derive(Default)]
@@ -47,7 +47,7 @@ impl Hub {
         // Not to be guessed by a program in the guest, which could take the stream for itself.
         let number = RandomState::new().hash_one(());
         self.expected.lock().expect("no panic under the lock").insert(number, sender);
-        messages.send(FromHost::OpenStream(number)).await.map_err(|_| HubError)?;
+        messages.send(HostMessage::OpenStream(number)).await.map_err(|_| HubError)?;
         // Held on to, it would keep a control connection that has been replaced.
         drop(messages);
         stream.await.map_err(|_| HubError)
@@ -64,7 +64,7 @@ impl Hub {
     /// If it is not.
     pub async fn power_off(&self) -> Result<(), HubError> {
         let messages = self.control.borrow().clone().ok_or(HubError)?;
-        messages.send(FromHost::PowerOff).await.map_err(|_| HubError)
+        messages.send(HostMessage::PowerOff).await.map_err(|_| HubError)
     }
 
     async fn messages(&self) -> Messages {
@@ -76,7 +76,7 @@ impl Hub {
     /// A guest's control connection, until it ends or the guest opens another: a guest that lost its connection may
     /// know before we do.
     pub(super) async fn control(&self, mut stream: BoxStream) {
-        let welcome = FromHost::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 };
+        let welcome = HostMessage::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 };
         if write_frame(&mut stream, &welcome.encode(0)).await.is_err() {
             return;
         }
@@ -109,7 +109,7 @@ impl Hub {
     /// A guest that asks for its settings.
     pub(super) async fn settings(&self, mut stream: BoxStream) {
         // A guest that lost its connection asks again.
-        let _ = write_frame(&mut stream, &FromHost::Settings(&self.settings).encode(0)).await;
+        let _ = write_frame(&mut stream, &HostMessage::Settings(&self.settings).encode(0)).await;
         // It closes when it has them. To close here might cut them off on the way.
         let _ = stream.read(&mut [0]).await;
     }

@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lazyroot_proto::frame::{ErrorCode, EventKind, FromHost, Request, Role};
+use lazyroot_proto::frame::{ErrorCode, EventKind, HostMessage, Request, Role};
 use lazyroot_proto::reads::Counters;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -234,7 +234,7 @@ impl Server {
             Err(error) => error.to_string(),
         };
         tracing::warn!("refused a connection: {refusal}");
-        let refusal = FromHost::Error { code: ErrorCode::Refused, message: refusal };
+        let refusal = HostMessage::Error { code: ErrorCode::Refused, message: refusal };
         let _ = write_frame(&mut stream, &refusal.encode(0)).await;
     }
 }

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use lazyroot_proto::frame::{ErrorCode, FromHost};
-use lazyroot_proto::peer::{Compression, Range, Reply, Request};
+use lazyroot_proto::frame::{ErrorCode, HostMessage};
+use lazyroot_proto::peer::{ObjectRange, Packing, PeerReply, PeerRequest};
 use lazyroot_proto::verity;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -33,20 +33,20 @@ type Failure = (ErrorCode, String);
 pub(super) async fn run(server: &Server, stream: BoxStream) {
     let (mut requests, outbox) = conversation::split(stream);
     let (places, answers) = (Arc::new(Semaphore::new(PLACES)), Arc::new(Semaphore::new(ANSWERS)));
-    let mut compression = Compression::None;
+    let mut packing = Packing::None;
     let mut under_way = JoinSet::new();
-    let welcome = FromHost::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 };
+    let welcome = HostMessage::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 };
     if outbox.send(&welcome.encode(0)).await.is_err() {
         return;
     }
-    while let Some((tag, request)) = requests.next(Request::decode, &"with another lazyroot").await {
+    while let Some((tag, request)) = requests.next(PeerRequest::decode, &"with another lazyroot").await {
         match request {
-            Request::Ping => {
-                let _ = outbox.send(&FromHost::Pong.encode(tag)).await;
+            PeerRequest::Ping => {
+                let _ = outbox.send(&HostMessage::Pong.encode(tag)).await;
                 continue;
             }
-            Request::Compression(wanted) => {
-                compression = wanted;
+            PeerRequest::Packing(wanted) => {
+                packing = wanted;
                 continue;
             }
             _ => (),
@@ -58,12 +58,12 @@ pub(super) async fn run(server: &Server, stream: BoxStream) {
         under_way.spawn(async move {
             let answering = match request {
                 // May take as long as an import, and its answer is short.
-                Request::Resolve(_) => None,
+                PeerRequest::Resolve(_) => None,
                 _ => Some(answers.acquire_owned().await.expect("never closed")),
             };
             let answer = tokio::task::spawn_blocking(move || {
                 let object = object(&request);
-                (object, answer(&catalog, &request, compression, tag))
+                (object, answer(&catalog, &request, packing, tag))
             });
             let frame = match answer.await {
                 Ok((object, Ok((len, frame)))) => {
@@ -73,11 +73,11 @@ pub(super) async fn run(server: &Server, stream: BoxStream) {
                 Ok((_, Err((code, message)))) => {
                     stats.failed();
                     tracing::warn!("{message}");
-                    FromHost::Error { code, message }.encode(tag)
+                    HostMessage::Error { code, message }.encode(tag)
                 }
                 Err(_) => {
                     let message = "the server failed".to_owned();
-                    FromHost::Error { code: ErrorCode::Unavailable, message }.encode(tag)
+                    HostMessage::Error { code: ErrorCode::Unavailable, message }.encode(tag)
                 }
             };
             let _ = outbox.send(&frame).await;
@@ -87,18 +87,18 @@ pub(super) async fn run(server: &Server, stream: BoxStream) {
 }
 
 /// The object that a request is about.
-fn object(request: &Request) -> Option<lazyroot_proto::ObjectId> {
+fn object(request: &PeerRequest) -> Option<lazyroot_proto::ObjectId> {
     match request {
-        Request::Object(range) | Request::Leaves(range) => Some(range.id),
+        PeerRequest::Object(range) | PeerRequest::Leaves(range) => Some(range.id),
         _ => None,
     }
 }
 
 /// The answer's length before it was packed, and its frame. May block.
-fn answer(catalog: &Catalog, request: &Request, compression: Compression, tag: u64) -> Result<(u32, Vec<u8>), Failure> {
+fn answer(catalog: &Catalog, request: &PeerRequest, packing: Packing, tag: u64) -> Result<(u32, Vec<u8>), Failure> {
     let data = match request {
-        Request::Resolve(reference) => return resolve(catalog, reference).map(|reply| (0, reply.encode(tag))),
-        Request::Manifest { id, offset, len } => {
+        PeerRequest::Resolve(reference) => return resolve(catalog, reference).map(|reply| (0, reply.encode(tag))),
+        PeerRequest::Manifest { id, offset, len } => {
             let image = catalog.get(id).ok_or_else(|| (ErrorCode::Refused, format!("no image {id} here")))?;
             if offset.checked_add(u64::from(*len)).is_none_or(|end| end > image.manifest_size) {
                 return Err((ErrorCode::Invalid, format!("{len} bytes at {offset} lie outside of the manifest")));
@@ -108,22 +108,22 @@ fn answer(catalog: &Catalog, request: &Request, compression: Compression, tag: u
             read.map_err(|error| (ErrorCode::Unavailable, format!("cannot read the manifest of {id}: {error}")))?;
             data
         }
-        Request::Object(range) => read_object(catalog, range)?,
-        Request::Leaves(range) => read_leaves(catalog, range)?,
-        Request::Ping | Request::Compression(_) => unreachable!("answered before"),
+        PeerRequest::Object(range) => read_object(catalog, range)?,
+        PeerRequest::Leaves(range) => read_leaves(catalog, range)?,
+        PeerRequest::Ping | PeerRequest::Packing(_) => unreachable!("answered before"),
     };
     let len = data.len() as u32;
-    if compression == Compression::Zstd && data.len() >= WORTH_PACKING {
+    if packing == Packing::Zstd && data.len() >= WORTH_PACKING {
         match zstd::bulk::compress(&data, LEVEL) {
             // An eighth less is worth unpacking it.
             Ok(packed) if packed.len() <= data.len() / 8 * 7 => {
-                return Ok((len, Reply::Packed { len, data: &packed }.encode(tag)));
+                return Ok((len, PeerReply::Packed { len, data: &packed }.encode(tag)));
             }
             Ok(_) => (),
             Err(error) => tracing::debug!("not packed: {error}"),
         }
     }
-    Ok((len, FromHost::Data(&data).encode(tag)))
+    Ok((len, HostMessage::Data(&data).encode(tag)))
 }
 
 fn resolve(catalog: &Catalog, reference: &str) -> Result<ImageReply, Failure> {
@@ -144,12 +144,12 @@ impl ImageReply {
     fn encode(&self, tag: u64) -> Vec<u8> {
         let name = self.image.name.clone().unwrap_or_default();
         let (id, manifest_size) = (self.image.id, self.image.manifest_size);
-        Reply::Image { id, manifest_size, name, config: &self.config }.encode(tag)
+        PeerReply::Image { id, manifest_size, name, config: &self.config }.encode(tag)
     }
 }
 
 /// Whether a range lies inside of `size` bytes.
-fn check(range: &Range, size: u64) -> Result<(), Failure> {
+fn check(range: &ObjectRange, size: u64) -> Result<(), Failure> {
     match range.offset.checked_add(range.len.into()) {
         Some(end) if end <= size => Ok(()),
         _ => {
@@ -167,7 +167,7 @@ fn failure(error: &ObjectError) -> Failure {
     (code, error.to_string())
 }
 
-fn read_object(catalog: &Catalog, range: &Range) -> Result<Vec<u8>, Failure> {
+fn read_object(catalog: &Catalog, range: &ObjectRange) -> Result<Vec<u8>, Failure> {
     check(range, range.size)?;
     let source = catalog.source_of(&range.id).ok_or_else(|| failure(&ObjectError::NotFound(range.id)))?;
     let mut data = vec![0; range.len as usize];
@@ -178,7 +178,7 @@ fn read_object(catalog: &Catalog, range: &Range) -> Result<Vec<u8>, Failure> {
     Ok(data)
 }
 
-fn read_leaves(catalog: &Catalog, range: &Range) -> Result<Vec<u8>, Failure> {
+fn read_leaves(catalog: &Catalog, range: &ObjectRange) -> Result<Vec<u8>, Failure> {
     check(range, verity::leaves_len(range.id.algorithm(), range.size))?;
     let source = catalog.source_of(&range.id).ok_or_else(|| failure(&ObjectError::NotFound(range.id)))?;
     let leaves = source.leaves(&Object { id: range.id, size: range.size }).map_err(|error| failure(&error))?;

@@ -10,7 +10,7 @@
 use std::io;
 use std::sync::Arc;
 
-use lazyroot_proto::frame::{ErrorCode, FromHost, HEADER, Header, Metadata, Request, kind};
+use lazyroot_proto::frame::{ErrorCode, HEADER, Header, HostMessage, Metadata, Request, kind};
 use lazyroot_proto::reads::Extent;
 use lazyroot_proto::{ObjectId, verity};
 use tokio::io::AsyncWriteExt;
@@ -80,7 +80,7 @@ pub(super) async fn run(server: &Server, image: Arc<ServedImage>, stream: BoxStr
         slow: JoinSet::new(),
         events: 0,
     };
-    let welcome = FromHost::Welcome {
+    let welcome = HostMessage::Welcome {
         manifest_size: session.image.manifest_size,
         index_size: session.image.index_bytes.len() as u64,
         profile_size: session.profile.len() as u64,
@@ -113,7 +113,7 @@ struct Session<'a> {
 impl Session<'_> {
     async fn handle(&mut self, tag: u64, request: Request) -> io::Result<()> {
         match request {
-            Request::Ping => self.outbox.send(&FromHost::Pong.encode(tag)).await,
+            Request::Ping => self.outbox.send(&HostMessage::Pong.encode(tag)).await,
             Request::Event { kind, at, text } => {
                 self.events += 1;
                 if self.events <= MAX_EVENTS {
@@ -145,7 +145,7 @@ impl Session<'_> {
                     Some(piece) => {
                         self.server.stats.answered(None, len);
                         self.activity.answered(len);
-                        self.outbox.send(&FromHost::Data(piece).encode(tag)).await
+                        self.outbox.send(&HostMessage::Data(piece).encode(tag)).await
                     }
                     None => self.fail(tag, outside(offset, len, profile.len() as u64)).await,
                 }
@@ -171,7 +171,7 @@ impl Session<'_> {
         self.server.stats.failed();
         self.activity.state().failures += 1;
         tracing::warn!("image {}: {message}", self.image.id);
-        self.outbox.send(&FromHost::Error { code, message }.encode(tag)).await
+        self.outbox.send(&HostMessage::Error { code, message }.encode(tag)).await
     }
 
     /// Answers several ranges, each by itself; those in memory with one write for many of them.
@@ -327,7 +327,7 @@ impl Session<'_> {
                     stats.failed();
                     activity.state().failures += 1;
                     tracing::warn!("image {}: {message}", image.id);
-                    FromHost::Error { code, message }.encode(tag)
+                    HostMessage::Error { code, message }.encode(tag)
                 }
             };
             // A failed write ends the session.

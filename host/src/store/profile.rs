@@ -89,7 +89,7 @@ impl Profile {
                 continue;
             }
             for grain in first / GRAIN..end.div_ceil(GRAIN) {
-                if read.origin == Origin::Unseen {
+                if read.origin == Origin::Preloaded {
                     unseen.insert((read.extent.position, grain));
                     continue;
                 }
@@ -246,7 +246,7 @@ mod tests {
             assert_eq!(this_run.len(), 64 / WATCHED as usize);
             watched.extend(this_run);
             // The guest reads what it watches, and cannot see the rest.
-            let seen = |hint: &Hint| if hint.watched { Origin::Profile } else { Origin::Unseen };
+            let seen = |hint: &Hint| if hint.watched { Origin::Profile } else { Origin::Preloaded };
             let reads = hints.iter().map(|hint| Read { origin: seen(hint), ..read(hint.extent.position, 0, 1, 5) });
             profile.merge(&index, &reads.collect::<Vec<_>>());
         }
@@ -254,7 +254,7 @@ mod tests {
         // Now nothing is read any more: what is missed once is watched until it leaves.
         for _ in 0..WATCHED + u32::from(KEPT_FOR) {
             let unseen = profile.hints(&index).into_iter().filter(|hint| !hint.watched);
-            let reads = unseen.map(|hint| Read { origin: Origin::Unseen, ..read(hint.extent.position, 0, 1, 5) });
+            let reads = unseen.map(|hint| Read { origin: Origin::Preloaded, ..read(hint.extent.position, 0, 1, 5) });
             let other = Read { origin: Origin::Host, ..read(63, 0, 1, 5) };
             profile.merge(&index, &reads.chain([other]).collect::<Vec<_>>());
         }

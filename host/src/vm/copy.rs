@@ -9,7 +9,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use lazyroot_archive::{pack, unpack};
 use lazyroot_proto::frame::{HEADER, Header};
-use lazyroot_proto::service::{MAX_DATA, Piece, Wish};
+use lazyroot_proto::service::{MAX_DATA, Service, ServiceFrame};
 
 use super::control;
 use crate::serve::printable;
@@ -19,10 +19,10 @@ use crate::serve::printable;
 const SET_ID: u32 = 0o6000;
 
 /// A stream to the agent of the VM in `dir`, with threads in mind that block.
-async fn open(dir: &Path, wish: &Wish) -> Result<UnixStream> {
+async fn open(dir: &Path, service: &Service) -> Result<UnixStream> {
     let stream = control::open_stream(dir).await?.into_std()?;
     stream.set_nonblocking(false)?;
-    (&stream).write_all(&wish.encode())?;
+    (&stream).write_all(&service.encode())?;
     Ok(stream)
 }
 
@@ -33,7 +33,7 @@ async fn open(dir: &Path, wish: &Wish) -> Result<UnixStream> {
 pub async fn put(dir: &Path, source: &Path, target: &[u8]) -> Result<()> {
     // Before anything is sent.
     std::fs::symlink_metadata(source).with_context(|| format!("cannot copy {}", source.display()))?;
-    let mut stream = open(dir, &Wish::Put(target.to_vec())).await?;
+    let mut stream = open(dir, &Service::Put(target.to_vec())).await?;
     let (source, half) = (source.to_owned(), stream.try_clone()?);
     let sender = thread::spawn(move || {
         let sent = send(&source, &half);
@@ -44,7 +44,7 @@ pub async fn put(dir: &Path, source: &Path, target: &[u8]) -> Result<()> {
         sent
     });
     let answer = tokio::task::spawn_blocking(move || {
-        let answer = next_piece(&mut stream);
+        let answer = next_frame(&mut stream);
         // What is not sent yet, nobody wants.
         let _ = stream.shutdown(std::net::Shutdown::Both);
         answer
@@ -52,8 +52,8 @@ pub async fn put(dir: &Path, source: &Path, target: &[u8]) -> Result<()> {
     let answer = answer.await?;
     let sent = sender.join().map_err(|_| anyhow::anyhow!("the copy panicked"))?;
     match (answer, sent) {
-        (Ok(Piece::Done), _) => Ok(()),
-        (Ok(Piece::Failed(why)), _) => bail!("the guest says: {}", printable(&why)),
+        (Ok(ServiceFrame::Done), _) => Ok(()),
+        (Ok(ServiceFrame::Failed(why)), _) => bail!("the guest says: {}", printable(&why)),
         // What went wrong here cut the guest's answer off.
         (_, Err(error)) => Err(error.into()),
         (Err(error), Ok(())) => Err(error).context("the guest went away"),
@@ -62,10 +62,10 @@ pub async fn put(dir: &Path, source: &Path, target: &[u8]) -> Result<()> {
 }
 
 fn send(source: &Path, stream: &UnixStream) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(MAX_DATA, ToGuest(stream));
+    let mut out = BufWriter::with_capacity(MAX_DATA, GuestWriter(stream));
     pack(source, &mut out)?;
     out.flush()?;
-    (&mut &*stream).write_all(&Piece::Data(Vec::new()).encode())
+    (&mut &*stream).write_all(&ServiceFrame::Data(Vec::new()).encode())
 }
 
 /// Copies a guest's `source` to the host, where `cp -a` would put it for `target`.
@@ -73,10 +73,10 @@ fn send(source: &Path, stream: &UnixStream) -> io::Result<()> {
 /// # Errors
 /// If it cannot be read there, or written here.
 pub async fn get(dir: &Path, source: &[u8], target: &Path) -> Result<()> {
-    let stream = open(dir, &Wish::Get(source.to_vec())).await?;
+    let stream = open(dir, &Service::Get(source.to_vec())).await?;
     let target = target.to_owned();
     tokio::task::spawn_blocking(move || {
-        let mut pieces = FromGuest { stream, piece: Vec::new(), taken: 0, end: None };
+        let mut pieces = GuestReader { stream, data: Vec::new(), taken: 0, end: None };
         let unpacked = unpack(BufReader::with_capacity(MAX_DATA, &mut pieces), &target, SET_ID);
         // An archive ends before the guest has sent all of it; one that breaks off ends with the reason.
         if unpacked.is_ok() || pieces.end.is_some() {
@@ -98,16 +98,16 @@ pub async fn upper<T: Send + 'static>(
     dir: &Path,
     take: impl FnOnce(&mut dyn Read) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let stream = open(dir, &Wish::Upper).await?;
+    let stream = open(dir, &Service::Upper).await?;
     tokio::task::spawn_blocking(move || {
-        let mut pieces = FromGuest { stream, piece: Vec::new(), taken: 0, end: None };
+        let mut pieces = GuestReader { stream, data: Vec::new(), taken: 0, end: None };
         take(&mut BufReader::with_capacity(MAX_DATA, Whole(&mut pieces)))
     })
     .await?
 }
 
 /// The guest's pieces, whose end is an error unless the guest has said that it is done.
-struct Whole<'a>(&'a mut FromGuest);
+struct Whole<'a>(&'a mut GuestReader);
 
 impl Read for Whole<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -123,9 +123,9 @@ impl Read for Whole<'_> {
 /// # Errors
 /// If the guest does not say.
 pub async fn processes(dir: &Path) -> Result<String> {
-    let stream = open(dir, &Wish::Processes).await?;
+    let stream = open(dir, &Service::Processes).await?;
     tokio::task::spawn_blocking(move || {
-        let mut pieces = FromGuest { stream, piece: Vec::new(), taken: 0, end: None };
+        let mut pieces = GuestReader { stream, data: Vec::new(), taken: 0, end: None };
         let mut text = Vec::new();
         pieces.read_to_end(&mut text)?;
         match pieces.end {
@@ -136,14 +136,14 @@ pub async fn processes(dir: &Path) -> Result<String> {
     .await?
 }
 
-/// Bytes as pieces for the guest.
-struct ToGuest<'a>(&'a UnixStream);
+/// Bytes as frames for the guest.
+struct GuestWriter<'a>(&'a UnixStream);
 
-impl Write for ToGuest<'_> {
+impl Write for GuestWriter<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let len = data.len().min(MAX_DATA);
         if len > 0 {
-            self.0.write_all(&Piece::Data(data[..len].to_vec()).encode())?;
+            self.0.write_all(&ServiceFrame::Data(data[..len].to_vec()).encode())?;
         }
         Ok(len)
     }
@@ -153,41 +153,41 @@ impl Write for ToGuest<'_> {
     }
 }
 
-/// The guest's pieces as bytes.
-struct FromGuest {
+/// The guest's frames as bytes.
+struct GuestReader {
     stream: UnixStream,
-    piece: Vec<u8>,
+    data: Vec<u8>,
     taken: usize,
     /// How it ended, once it has: done, or why not.
     end: Option<Result<(), String>>,
 }
 
-impl Read for FromGuest {
+impl Read for GuestReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.taken == self.piece.len() && self.end.is_none() {
-            match next_piece(&mut self.stream)? {
-                Piece::Data(data) => {
-                    self.piece = data;
+        while self.taken == self.data.len() && self.end.is_none() {
+            match next_frame(&mut self.stream)? {
+                ServiceFrame::Data(data) => {
+                    self.data = data;
                     self.taken = 0;
                 }
-                Piece::Done => self.end = Some(Ok(())),
-                Piece::Failed(why) => self.end = Some(Err(why)),
+                ServiceFrame::Done => self.end = Some(Ok(())),
+                ServiceFrame::Failed(why) => self.end = Some(Err(why)),
             }
         }
-        let len = buffer.len().min(self.piece.len() - self.taken);
-        buffer[..len].copy_from_slice(&self.piece[self.taken..][..len]);
+        let len = buffer.len().min(self.data.len() - self.taken);
+        buffer[..len].copy_from_slice(&self.data[self.taken..][..len]);
         self.taken += len;
         Ok(len)
     }
 }
 
-fn next_piece(stream: &mut UnixStream) -> io::Result<Piece> {
+fn next_frame(stream: &mut UnixStream) -> io::Result<ServiceFrame> {
     let mut header = [0; HEADER];
     stream.read_exact(&mut header)?;
     let header = Header::decode(&header).map_err(io::Error::other)?;
     let mut payload = vec![0; header.len as usize];
     stream.read_exact(&mut payload)?;
-    Piece::decode(header.kind, &payload).map_err(io::Error::other)
+    ServiceFrame::decode(header.kind, &payload).map_err(io::Error::other)
 }
 
 /// A file that `put` leaves in a guest with a mode of its own.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
-use lazyroot_proto::exec::{Exec, ExecError, Exit, MAX_CHUNK, STDIN_WINDOW, ToGuest, ToHost, Window};
+use lazyroot_proto::exec::{Exec, ExecError, ExecInput, ExecOutput, Exit, MAX_CHUNK, STDIN_WINDOW, TerminalSize};
 use lazyroot_proto::frame::{HEADER, MAX_PAYLOAD};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -46,9 +46,9 @@ impl From<Status> for ExitCode {
 }
 
 /// This process's terminal size; `None` if standard input is no terminal.
-pub fn window() -> Option<Window> {
+pub fn window() -> Option<TerminalSize> {
     let size = tcgetwinsize(std::io::stdin()).ok()?;
-    Some(Window { rows: size.ws_row, columns: size.ws_col })
+    Some(TerminalSize { rows: size.ws_row, columns: size.ws_col })
 }
 
 /// What became of a program.
@@ -101,7 +101,7 @@ pub enum Input {
 }
 
 async fn send_exec(to_guest: &mut (impl AsyncWrite + Unpin), exec: Exec) -> Result<()> {
-    let request = ToGuest::Exec(exec).encode();
+    let request = ExecInput::Exec(exec).encode();
     ensure!(
         request.len() <= HEADER + MAX_PAYLOAD,
         "the command and its environment are longer than {MAX_PAYLOAD} bytes"
@@ -109,9 +109,9 @@ async fn send_exec(to_guest: &mut (impl AsyncWrite + Unpin), exec: Exec) -> Resu
     write_frame(to_guest, &request).await.context("the guest went away")
 }
 
-async fn next_message(from_guest: &mut (impl AsyncRead + Unpin)) -> Result<ToHost> {
+async fn next_message(from_guest: &mut (impl AsyncRead + Unpin)) -> Result<ExecOutput> {
     let (header, payload) = read_frame(from_guest).await.context("the guest went away before the program ended")?;
-    ToHost::decode(header.kind, &payload).context("the guest broke the protocol")
+    ExecOutput::decode(header.kind, &payload).context("the guest broke the protocol")
 }
 
 /// A program that runs without us: its output goes to a log, and it reads nothing.
@@ -125,11 +125,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Unattended<S> {
     pub async fn start(mut stream: S, exec: Exec) -> Result<Result<Self, (ExecError, String)>> {
         send_exec(&mut stream, exec).await?;
         match next_message(&mut stream).await? {
-            ToHost::Started => (),
-            ToHost::Failed(why, text) => return Ok(Err((why, printable(&text)))),
+            ExecOutput::Started => (),
+            ExecOutput::Failed(why, text) => return Ok(Err((why, printable(&text)))),
             _ => bail!("the guest broke the protocol"),
         }
-        write_frame(&mut stream, &ToGuest::Stdin(Vec::new()).encode()).await.context("the guest went away")?;
+        write_frame(&mut stream, &ExecInput::Stdin(Vec::new()).encode()).await.context("the guest went away")?;
         Ok(Ok(Self(stream)))
     }
 
@@ -140,10 +140,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Unattended<S> {
     pub async fn log(mut self, log: &mut Log) -> Result<Status> {
         loop {
             match next_message(&mut self.0).await? {
-                ToHost::Stdout(data) | ToHost::Stderr(data) => log.write(&data).context("cannot write the log")?,
-                ToHost::StdinCredit(_) => (),
-                ToHost::Exit(exit) => return Ok(exit.into()),
-                ToHost::Started | ToHost::Failed(..) => bail!("the guest broke the protocol"),
+                ExecOutput::Stdout(data) | ExecOutput::Stderr(data) => {
+                    log.write(&data).context("cannot write the log")?
+                }
+                ExecOutput::StdinCredit(_) => (),
+                ExecOutput::Exit(exit) => return Ok(exit.into()),
+                ExecOutput::Started | ExecOutput::Failed(..) => bail!("the guest broke the protocol"),
             }
         }
     }
@@ -161,10 +163,10 @@ pub async fn first_output(
     send_exec(&mut stream, exec).await?;
     loop {
         match next_message(&mut stream).await? {
-            ToHost::Started | ToHost::StdinCredit(_) => (),
-            ToHost::Stdout(data) | ToHost::Stderr(data) => return Ok(Ok(data)),
-            ToHost::Failed(why, text) => return Ok(Err((why, printable(&text)))),
-            ToHost::Exit(_) => return Ok(Ok(Vec::new())),
+            ExecOutput::Started | ExecOutput::StdinCredit(_) => (),
+            ExecOutput::Stdout(data) | ExecOutput::Stderr(data) => return Ok(Ok(data)),
+            ExecOutput::Failed(why, text) => return Ok(Err((why, printable(&text)))),
+            ExecOutput::Exit(_) => return Ok(Ok(Vec::new())),
         }
     }
 }
@@ -188,7 +190,7 @@ pub async fn run(
     let (frames, mut messages) = mpsc::channel(1);
     tokio::spawn(async move {
         while let Ok((header, payload)) = read_frame(&mut from_guest).await {
-            if frames.send(ToHost::decode(header.kind, &payload)).await.is_err() {
+            if frames.send(ExecOutput::decode(header.kind, &payload)).await.is_err() {
                 return;
             }
         }
@@ -206,7 +208,7 @@ pub async fn run(
             message = messages.recv() => {
                 let message = message.context("the guest went away before the program ended")?;
                 match message.context("the guest broke the protocol")? {
-                    ToHost::Started => {
+                    ExecOutput::Started => {
                         let Some(started) = started.take() else { bail!("the guest broke the protocol") };
                         started();
                         // Raw only now: until here Ctrl-C is for us.
@@ -214,24 +216,24 @@ pub async fn run(
                             terminal.make_raw()?;
                             // It may have been resized since we asked for the program.
                             if let Some(window) = window() {
-                                let message = ToGuest::Window(window).encode();
+                                let message = ExecInput::Resize(window).encode();
                                 write_frame(&mut to_guest, &message).await.context("the guest went away")?;
                             }
                         }
                         match from {
                             Input::Ours => input = Some(read_stdin()),
                             Input::Nothing => {
-                                let end = ToGuest::Stdin(Vec::new()).encode();
+                                let end = ExecInput::Stdin(Vec::new()).encode();
                                 write_frame(&mut to_guest, &end).await.context("the guest went away")?;
                             }
                         }
                         credit = STDIN_WINDOW as usize;
                     }
-                    ToHost::Failed(why, text) => return Ok(Outcome::NotStarted(why, printable(&text))),
-                    ToHost::StdinCredit(bytes) => credit += bytes as usize,
-                    ToHost::Stdout(data) => output.stdout(&data, &mut to_guest).await?,
-                    ToHost::Stderr(data) => output.stderr(&data).await,
-                    ToHost::Exit(exit) => return Ok(Outcome::Ended(exit.into())),
+                    ExecOutput::Failed(why, text) => return Ok(Outcome::NotStarted(why, printable(&text))),
+                    ExecOutput::StdinCredit(bytes) => credit += bytes as usize,
+                    ExecOutput::Stdout(data) => output.stdout(&data, &mut to_guest).await?,
+                    ExecOutput::Stderr(data) => output.stderr(&data).await,
+                    ExecOutput::Exit(exit) => return Ok(Outcome::Ended(exit.into())),
                 }
             }
             data = async { input.as_mut().expect("guarded").recv().await }, if readable => {
@@ -240,15 +242,15 @@ pub async fn run(
                     input = None;
                 }
                 credit = credit.saturating_sub(data.len());
-                write_frame(&mut to_guest, &ToGuest::Stdin(data).encode()).await.context("the guest went away")?;
+                write_frame(&mut to_guest, &ExecInput::Stdin(data).encode()).await.context("the guest went away")?;
             }
             signal = signals.next() => {
                 let message = match signal {
                     Caught::Window => match window() {
-                        Some(window) if on_terminal => ToGuest::Window(window),
+                        Some(window) if on_terminal => ExecInput::Resize(window),
                         _ => continue,
                     },
-                    Caught::Number(number) => ToGuest::Signal(number),
+                    Caught::Number(number) => ExecInput::Signal(number),
                     Caught::EnoughOfIt(number) => return Ok(Outcome::Ended(Status::of_signal(number))),
                 };
                 write_frame(&mut to_guest, &message.encode()).await.context("the guest went away")?;
@@ -276,7 +278,7 @@ impl Output {
         };
         if written.await.is_err() {
             self.broken = true;
-            write_frame(to_guest, &ToGuest::Signal(SIGPIPE).encode()).await.context("the guest went away")?;
+            write_frame(to_guest, &ExecInput::Signal(SIGPIPE).encode()).await.context("the guest went away")?;
         }
         Ok(())
     }

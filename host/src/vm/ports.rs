@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use lazyroot_proto::service::{MAX_DATA, Piece, Target, Wish};
+use lazyroot_proto::service::{MAX_DATA, Service, ServiceFrame, Target};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -156,11 +156,11 @@ async fn connect(hub: &Hub, target: &GuestEnd, local: BoxStream) -> Result<()> {
         GuestEnd::Unix(path) => Target::Unix(path.clone().into()),
     };
     let (mut from_guest, mut to_guest) = tokio::io::split(hub.open_stream().await?);
-    write_frame(&mut to_guest, &Wish::Connect(target).encode()).await?;
-    match next_piece(&mut from_guest).await? {
-        Piece::Done => (),
-        Piece::Failed(why) => bail!("the guest says: {}", crate::serve::printable(&why)),
-        Piece::Data(_) => bail!("the guest broke the protocol"),
+    write_frame(&mut to_guest, &Service::Connect(target).encode()).await?;
+    match next_frame(&mut from_guest).await? {
+        ServiceFrame::Done => (),
+        ServiceFrame::Failed(why) => bail!("the guest says: {}", crate::serve::printable(&why)),
+        ServiceFrame::Data(_) => bail!("the guest broke the protocol"),
     }
     let (from_local, to_local) = tokio::io::split(local);
     let inward = outgoing(from_local, to_guest);
@@ -169,16 +169,16 @@ async fn connect(hub: &Hub, target: &GuestEnd, local: BoxStream) -> Result<()> {
     tokio::try_join!(inward, outward).map(|_| ())
 }
 
-async fn next_piece(stream: &mut (impl AsyncRead + Unpin)) -> Result<Piece> {
+async fn next_frame(stream: &mut (impl AsyncRead + Unpin)) -> Result<ServiceFrame> {
     let (header, payload) = read_frame(stream).await?;
-    Ok(Piece::decode(header.kind, &payload)?)
+    Ok(ServiceFrame::decode(header.kind, &payload)?)
 }
 
 async fn outgoing(mut local: impl AsyncRead + Unpin, mut guest: impl AsyncWrite + Unpin) -> Result<()> {
     let mut buffer = vec![0; MAX_DATA];
     loop {
         let len = local.read(&mut buffer).await?;
-        write_frame(&mut guest, &Piece::Data(buffer[..len].to_vec()).encode()).await?;
+        write_frame(&mut guest, &ServiceFrame::Data(buffer[..len].to_vec()).encode()).await?;
         if len == 0 {
             return Ok(());
         }
@@ -187,13 +187,13 @@ async fn outgoing(mut local: impl AsyncRead + Unpin, mut guest: impl AsyncWrite 
 
 async fn incoming(mut guest: impl AsyncRead + Unpin, mut local: impl AsyncWrite + Unpin) -> Result<()> {
     loop {
-        match next_piece(&mut guest).await? {
-            Piece::Data(data) if data.is_empty() => return Ok(local.shutdown().await?),
-            Piece::Data(data) => {
+        match next_frame(&mut guest).await? {
+            ServiceFrame::Data(data) if data.is_empty() => return Ok(local.shutdown().await?),
+            ServiceFrame::Data(data) => {
                 local.write_all(&data).await?;
                 local.flush().await?;
             }
-            Piece::Done | Piece::Failed(_) => bail!("the guest broke the protocol"),
+            ServiceFrame::Done | ServiceFrame::Failed(_) => bail!("the guest broke the protocol"),
         }
     }
 }

@@ -21,7 +21,7 @@ impl ErrorCode {
 
 /// What the host sends on data and control connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FromHost<'a> {
+pub enum HostMessage<'a> {
     /// The answer to a hello.
     Welcome {
         /// Size of the EROFS manifest in bytes (0 unless the role is data).
@@ -50,20 +50,22 @@ pub enum FromHost<'a> {
     Settings(&'a [u8]),
 }
 
-impl<'a> FromHost<'a> {
+impl<'a> HostMessage<'a> {
     /// The whole frame, header included.
     pub fn encode(&self, tag: u64) -> Vec<u8> {
         let out = Writer::default();
         match self {
-            FromHost::Welcome { manifest_size, index_size, profile_size } => {
+            HostMessage::Welcome { manifest_size, index_size, profile_size } => {
                 out.u16(VERSION).u64(*manifest_size).u64(*index_size).u64(*profile_size).frame(kind::WELCOME, tag)
             }
-            FromHost::Data(data) => out.bytes(data).frame(kind::DATA, tag),
-            FromHost::Error { code, message } => out.u8(*code as u8).bytes(message.as_bytes()).frame(kind::ERROR, tag),
-            FromHost::Pong => out.frame(kind::PONG, tag),
-            FromHost::OpenStream(number) => out.u64(*number).frame(kind::OPEN_STREAM, tag),
-            FromHost::PowerOff => out.frame(kind::POWER_OFF, tag),
-            FromHost::Settings(settings) => out.bytes(settings).frame(kind::SETTINGS, tag),
+            HostMessage::Data(data) => out.bytes(data).frame(kind::DATA, tag),
+            HostMessage::Error { code, message } => {
+                out.u8(*code as u8).bytes(message.as_bytes()).frame(kind::ERROR, tag)
+            }
+            HostMessage::Pong => out.frame(kind::PONG, tag),
+            HostMessage::OpenStream(number) => out.u64(*number).frame(kind::OPEN_STREAM, tag),
+            HostMessage::PowerOff => out.frame(kind::POWER_OFF, tag),
+            HostMessage::Settings(settings) => out.bytes(settings).frame(kind::SETTINGS, tag),
         }
     }
 
@@ -79,21 +81,21 @@ impl<'a> FromHost<'a> {
                     VERSION => (),
                     other => return Err(FrameError::Version(other)),
                 }
-                FromHost::Welcome {
+                HostMessage::Welcome {
                     manifest_size: fields.u64()?,
                     index_size: fields.u64()?,
                     profile_size: fields.u64()?,
                 }
             }
-            kind::DATA => FromHost::Data(fields.rest()),
+            kind::DATA => HostMessage::Data(fields.rest()),
             kind::ERROR => {
                 let code = *ErrorCode::ALL.get(fields.u8()? as usize).ok_or(fields.malformed())?;
-                FromHost::Error { code, message: fields.text() }
+                HostMessage::Error { code, message: fields.text() }
             }
-            kind::PONG => FromHost::Pong,
-            kind::OPEN_STREAM => FromHost::OpenStream(fields.u64()?),
-            kind::POWER_OFF => FromHost::PowerOff,
-            kind::SETTINGS => FromHost::Settings(fields.rest()),
+            kind::PONG => HostMessage::Pong,
+            kind::OPEN_STREAM => HostMessage::OpenStream(fields.u64()?),
+            kind::POWER_OFF => HostMessage::PowerOff,
+            kind::SETTINGS => HostMessage::Settings(fields.rest()),
             other => return Err(FrameError::UnknownKind(other)),
         };
         fields.end(message)

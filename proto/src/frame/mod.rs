@@ -18,7 +18,7 @@ mod request;
 pub use header::{
     DEFAULT_PORT, FrameError, HEADER, Header, MAGIC, MAX_BATCH, MAX_GUEST_WRITE, MAX_PAYLOAD, MAX_READ, VERSION,
 };
-pub use host::{ErrorCode, FromHost};
+pub use host::{ErrorCode, HostMessage};
 pub use request::{EventKind, Hello, Metadata, Request, Role};
 
 #[cfg(test)]
@@ -68,18 +68,18 @@ mod tests {
     #[test]
     fn replies_round_trip() {
         let replies = [
-            FromHost::Welcome { manifest_size: 1, index_size: 2, profile_size: 3 },
-            FromHost::Data(b"bytes"),
-            FromHost::Error { code: ErrorCode::Unavailable, message: "object ab".into() },
-            FromHost::Pong,
-            FromHost::OpenStream(9),
-            FromHost::PowerOff,
-            FromHost::Settings(b"settings"),
+            HostMessage::Welcome { manifest_size: 1, index_size: 2, profile_size: 3 },
+            HostMessage::Data(b"bytes"),
+            HostMessage::Error { code: ErrorCode::Unavailable, message: "object ab".into() },
+            HostMessage::Pong,
+            HostMessage::OpenStream(9),
+            HostMessage::PowerOff,
+            HostMessage::Settings(b"settings"),
         ];
         for reply in replies {
             let frame = reply.encode(7);
             let (header, payload) = split(&frame);
-            assert_eq!(FromHost::decode(header.kind, payload), Ok(reply));
+            assert_eq!(HostMessage::decode(header.kind, payload), Ok(reply));
         }
     }
 
@@ -98,9 +98,9 @@ mod tests {
                 let frame = request.encode(0);
                 prop_assert_eq!(Request::decode(kind, &frame[HEADER..]), Ok(request));
             }
-            let _ = FromHost::decode(kind, &payload);
-            let _ = crate::exec::ToGuest::decode(kind, &payload);
-            let _ = crate::exec::ToHost::decode(kind, &payload);
+            let _ = HostMessage::decode(kind, &payload);
+            let _ = crate::exec::ExecInput::decode(kind, &payload);
+            let _ = crate::exec::ExecOutput::decode(kind, &payload);
         }
     }
 }

@@ -14,7 +14,7 @@ pub enum Role {
     Data(ObjectId),
     /// The host asks for streams here.
     Control,
-    /// The stream that [`FromHost::OpenStream`] asked for.
+    /// The stream that [`HostMessage::OpenStream`] asked for.
     Stream(u64),
     /// Another lazyroot reads images here: [`crate::peer`].
     Peer,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lazyroot::store::{Profile, Store};
 use lazyroot_proto::ObjectId;
-use lazyroot_proto::frame::{FromHost, HEADER, Header, Hello, MAX_READ, Metadata, Request, Role, kind};
+use lazyroot_proto::frame::{HEADER, Header, Hello, HostMessage, MAX_READ, Metadata, Request, Role, kind};
 use lazyroot_proto::reads::{Extent, Origin, Read as GuestRead};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tempfile::TempDir;
@@ -166,7 +166,8 @@ impl Session {
         let header = Header::decode(&header)?;
         let mut payload = vec![0; header.len as usize];
         session.0.read_exact(&mut payload)?;
-        let FromHost::Welcome { manifest_size, index_size, profile_size } = FromHost::decode(header.kind, &payload)?
+        let HostMessage::Welcome { manifest_size, index_size, profile_size } =
+            HostMessage::decode(header.kind, &payload)?
         else {
             anyhow::bail!("the server does not welcome us")
         };

@@ -133,7 +133,7 @@ impl Collector for Figures {
         )?;
         let used = guests.profile_used_bytes;
         counter(&mut encoder, "profile_used_bytes", "Of those, bytes that programs have read since", used)?;
-        let unseen = guests.read_bytes[Origin::Unseen as usize];
+        let unseen = guests.read_bytes[Origin::Preloaded as usize];
         counter(
             &mut encoder,
             "profile_unseen_bytes",
@@ -166,7 +166,7 @@ fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) ->
 
 fn by_origin(encoder: &mut DescriptorEncoder, name: &str, help: &str, values: &[u64]) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (origin, value) in Origin::ALL.iter().zip(values).filter(|(origin, _)| **origin != Origin::Unseen) {
+    for (origin, value) in Origin::ALL.iter().zip(values).filter(|(origin, _)| **origin != Origin::Preloaded) {
         ConstCounter::new(*value).encode(family.encode_family(&[("origin", origin.name())])?)?;
     }
     Ok(())

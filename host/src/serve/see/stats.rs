@@ -120,11 +120,11 @@ impl From<&Counters> for GuestStats {
             count: counters.reads[origin as usize],
             bytes: counters.read_bytes[origin as usize],
         };
-        let asked_for = Origin::ALL.into_iter().filter(|origin| *origin != Origin::Unseen);
+        let asked_for = Origin::ALL.into_iter().filter(|origin| *origin != Origin::Preloaded);
         Self {
             verified_bytes: counters.verified_bytes,
             reads: asked_for.map(|origin| (origin.name().to_owned(), reads(origin))).collect(),
-            unseen: reads(Origin::Unseen),
+            unseen: reads(Origin::Preloaded),
             profile_bytes: counters.profile_bytes,
             profile_used_bytes: counters.profile_used_bytes,
             neighbour_bytes: counters.neighbour_bytes,

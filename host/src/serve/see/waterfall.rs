@@ -104,7 +104,7 @@ pub fn file_rows(trace: &Trace, index: &ObjectIndex, names: &dyn Fn(u32) -> Stri
         });
         let row = &mut rows[row];
         row.reads.push(*read);
-        if read.origin != Origin::Unseen {
+        if read.origin != Origin::Preloaded {
             row.waited += u64::from(read.waited);
         }
         row.bytes += bytes_of(&read.extent, index);
@@ -166,7 +166,7 @@ fn colour(origin: Origin) -> &'static str {
         Origin::Profile => "#2ca02c",
         Origin::Cache => "#8c8c8c",
         Origin::Failed => "#000000",
-        Origin::Unseen => "#a8dba8",
+        Origin::Preloaded => "#a8dba8",
     }
 }
 
@@ -177,7 +177,7 @@ fn meaning(origin: Origin) -> &'static str {
         Origin::Profile => "sent ahead by the boot profile",
         Origin::Cache => "from the guest's own cache",
         Origin::Failed => "failed",
-        Origin::Unseen => "put ready by it, use not seen",
+        Origin::Preloaded => "put ready by it, use not seen",
     }
 }
 
@@ -187,9 +187,9 @@ impl Waterfall<'_> {
         let all = file_rows(self.trace, self.index, self.names, self.until);
         let drawn: usize = all.iter().map(|row| row.reads.len()).sum();
         let all_reads = || all.iter().flat_map(|row| &row.reads);
-        let unseen = all_reads().filter(|read| read.origin == Origin::Unseen);
+        let unseen = all_reads().filter(|read| read.origin == Origin::Preloaded);
         let unseen: u64 = unseen.map(|read| bytes_of(&read.extent, self.index)).sum();
-        let reads = all_reads().filter(|read| read.origin != Origin::Unseen).count();
+        let reads = all_reads().filter(|read| read.origin != Origin::Preloaded).count();
         let files = all.len();
         let waited: u64 = all.iter().map(|row| row.waited).sum();
         let bytes = all.iter().map(|row| row.bytes).sum::<u64>() - unseen;

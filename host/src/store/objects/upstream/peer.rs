@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, mpsc as blocking};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use lazyroot_proto::frame::{self, ErrorCode, FromHost, HEADER, Header, Hello, MAX_READ, Role};
-use lazyroot_proto::peer::{self, Compression as Packing, Range, Reply, Request};
+use lazyroot_proto::frame::{self, ErrorCode, HEADER, Header, Hello, HostMessage, MAX_READ, Role};
+use lazyroot_proto::peer::{self, ObjectRange, Packing, PeerReply, PeerRequest};
 use lazyroot_proto::{ObjectId, verity};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Notify, mpsc};
@@ -82,7 +82,7 @@ pub(super) struct Peer {
 
 /// A request and who waits for its reply.
 struct Call {
-    request: Request,
+    request: PeerRequest,
     deadline: Instant,
     attempts: u32,
     reply: blocking::SyncSender<Outcome>,
@@ -123,7 +123,7 @@ impl Peer {
     }
 
     /// Sends a request; the reply can be waited for.
-    fn send(&self, request: Request, deadline: Duration) -> blocking::Receiver<Outcome> {
+    fn send(&self, request: PeerRequest, deadline: Duration) -> blocking::Receiver<Outcome> {
         let (reply, outcome) = blocking::sync_channel(1);
         let call = Call { request, deadline: Instant::now() + deadline, attempts: 0, reply };
         // If the task is gone, so is the call, and the receiver says so.
@@ -132,12 +132,12 @@ impl Peer {
     }
 
     /// Sends a request and waits for its reply.
-    fn ask(&self, request: Request, deadline: Duration) -> Result<(u8, Vec<u8>), Failure> {
+    fn ask(&self, request: PeerRequest, deadline: Duration) -> Result<(u8, Vec<u8>), Failure> {
         open(self.send(request, deadline))
     }
 
     /// Fills `buf` with pieces of at most [`MAX_READ`] bytes, several of them under way together.
-    fn fill(&self, offset: u64, buf: &mut [u8], request: impl Fn(u64, u32) -> Request) -> Result<(), Failure> {
+    fn fill(&self, offset: u64, buf: &mut [u8], request: impl Fn(u64, u32) -> PeerRequest) -> Result<(), Failure> {
         let mut offset = offset;
         for window in buf.chunks_mut(WINDOW * MAX_READ as usize) {
             let pieces: Vec<_> = window
@@ -169,9 +169,9 @@ fn open(outcome: blocking::Receiver<Outcome>) -> Result<(u8, Vec<u8>), Failure> 
     let gone = || Failure::Other("the connection's task ended".into());
     let (kind, payload) = outcome.recv().map_err(|_| gone())?.map_err(Failure::Other)?;
     if kind == frame::kind::ERROR {
-        return match FromHost::decode(kind, &payload) {
-            Ok(FromHost::Error { code: ErrorCode::Refused, message }) => Err(Failure::Refused(message)),
-            Ok(FromHost::Error { message, .. }) => Err(Failure::Other(message)),
+        return match HostMessage::decode(kind, &payload) {
+            Ok(HostMessage::Error { code: ErrorCode::Refused, message }) => Err(Failure::Refused(message)),
+            Ok(HostMessage::Error { message, .. }) => Err(Failure::Other(message)),
             _ => Err(Failure::Other("a malformed answer".into())),
         };
     }
@@ -181,9 +181,9 @@ fn open(outcome: blocking::Receiver<Outcome>) -> Result<(u8, Vec<u8>), Failure> 
 /// The data of a reply, which must be as long as `piece`.
 fn unpack(kind: u8, payload: &[u8], piece: &mut [u8]) -> Result<(), Failure> {
     let unpacked;
-    let data = match Reply::decode(kind, payload) {
-        Ok(Reply::Plain(FromHost::Data(data))) => data,
-        Ok(Reply::Packed { len, data }) => {
+    let data = match PeerReply::decode(kind, payload) {
+        Ok(PeerReply::Plain(HostMessage::Data(data))) => data,
+        Ok(PeerReply::Packed { len, data }) => {
             unpacked = zstd::bulk::decompress(data, len as usize)
                 .map_err(|error| Failure::Other(format!("a packed answer that does not unpack: {error}")))?;
             &unpacked
@@ -200,14 +200,14 @@ fn unpack(kind: u8, payload: &[u8], piece: &mut [u8]) -> Result<(), Failure> {
 impl ObjectSource for Peer {
     fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
         let Object { id, size } = *object;
-        let request = |offset, len| Request::Object(Range { id, size, offset, len });
+        let request = |offset, len| PeerRequest::Object(ObjectRange { id, size, offset, len });
         self.fill(offset, buf, request).map_err(|failure| self.object_error(&id, failure))
     }
 
     fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
         let Object { id, size } = *object;
         let mut leaves = vec![0; verity::leaves_len(id.algorithm(), size) as usize];
-        let request = |offset, len| Request::Leaves(Range { id, size, offset, len });
+        let request = |offset, len| PeerRequest::Leaves(ObjectRange { id, size, offset, len });
         self.fill(0, &mut leaves, request).map_err(|failure| self.object_error(&id, failure))?;
         Ok(leaves.into())
     }
@@ -224,7 +224,7 @@ impl Upstream for Peer {
 
     fn check(&self) -> Result<()> {
         // The versions were compared when the connection was made.
-        match self.ask(Request::Ping, READ_DEADLINE) {
+        match self.ask(PeerRequest::Ping, READ_DEADLINE) {
             Ok((frame::kind::PONG, _)) => Ok(()),
             Ok(_) => bail!("an answer that fits no question"),
             Err(Failure::Refused(why) | Failure::Other(why)) => bail!("{why}"),
@@ -235,7 +235,7 @@ impl Upstream for Peer {
         if reference.len() > peer::MAX_REFERENCE {
             bail!("a reference of {} bytes is too long", reference.len());
         }
-        let (kind, payload) = match self.ask(Request::Resolve(reference.to_owned()), RESOLVE_DEADLINE) {
+        let (kind, payload) = match self.ask(PeerRequest::Resolve(reference.to_owned()), RESOLVE_DEADLINE) {
             Ok(reply) => reply,
             Err(Failure::Refused(why)) => {
                 tracing::info!("{}: {why}", self.name);
@@ -243,8 +243,8 @@ impl Upstream for Peer {
             }
             Err(Failure::Other(why)) => bail!("{why}"),
         };
-        match Reply::decode(kind, &payload)? {
-            Reply::Image { id, manifest_size, name, config } => Ok(Some(Found {
+        match PeerReply::decode(kind, &payload)? {
+            PeerReply::Image { id, manifest_size, name, config } => Ok(Some(Found {
                 id,
                 manifest_size,
                 name: Some(name).filter(|name| !name.is_empty()),
@@ -260,7 +260,7 @@ impl Upstream for Peer {
         }
         let id = image.id;
         let mut manifest = vec![0; image.manifest_size as usize];
-        self.fill(0, &mut manifest, |offset, len| Request::Manifest { id, offset, len }).map_err(|failure| {
+        self.fill(0, &mut manifest, |offset, len| PeerRequest::Manifest { id, offset, len }).map_err(|failure| {
             match failure {
                 Failure::Refused(why) | Failure::Other(why) => anyhow!("{why}"),
             }
@@ -389,7 +389,7 @@ impl Actor {
     async fn talk(&mut self, writer: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
         let link = self.link.clone();
         if link.packed.load(Ordering::Relaxed) {
-            writer.write_all(&Request::Compression(Packing::Zstd).encode(0)).await?;
+            writer.write_all(&PeerRequest::Packing(Packing::Zstd).encode(0)).await?;
         }
         let mut frames = Vec::new();
         for (tag, call) in link.waiting().iter_mut() {
@@ -416,7 +416,7 @@ impl Actor {
                 }
                 () = link.changed.notified() => {
                     let packing = if link.packed.load(Ordering::Relaxed) { Packing::Zstd } else { Packing::None };
-                    writer.write_all(&Request::Compression(packing).encode(0)).await?;
+                    writer.write_all(&PeerRequest::Packing(packing).encode(0)).await?;
                 }
                 _ = tick.tick() => {
                     let now = Instant::now();
@@ -427,7 +427,7 @@ impl Actor {
                         _ if idle || silent < HEARTBEAT => pinged = None,
                         None => {
                             pinged = Some(now);
-                            writer.write_all(&Request::Ping.encode(0)).await?;
+                            writer.write_all(&PeerRequest::Ping.encode(0)).await?;
                         }
                         Some(since) if now - since >= HEARTBEAT => bail!("it is silent"),
                         Some(_) => (),
@@ -451,9 +451,9 @@ async fn greet(stream: &mut Stream) -> Result<()> {
     let header = Header::decode(&header).context(stranger)?;
     let mut payload = vec![0; header.len as usize];
     stream.reader.read_exact(&mut payload).await.context(hung_up)?;
-    match FromHost::decode(header.kind, &payload).context(stranger)? {
-        FromHost::Welcome { .. } => Ok(()),
-        FromHost::Error { message, .. } => bail!("it refuses: {message}"),
+    match HostMessage::decode(header.kind, &payload).context(stranger)? {
+        HostMessage::Welcome { .. } => Ok(()),
+        HostMessage::Error { message, .. } => bail!("it refuses: {message}"),
         _ => bail!(stranger),
     }
 }
