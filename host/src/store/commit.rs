@@ -5,7 +5,7 @@ use std::io::Read;
 use anyhow::{Context, Result, ensure};
 
 use super::composefs;
-use super::image::Image;
+use super::image::handle::Image;
 use super::name::ImageName;
 use super::repo::Store;
 

@@ -16,7 +16,7 @@ use lazyroot_proto::index::entries;
 use serde::Serialize;
 
 use super::composefs;
-use super::index;
+use super::image::index;
 use super::repo::Store;
 
 /// What was removed, or would be.

@@ -8,19 +8,12 @@ mod composefs;
 #[cfg(not(target_os = "linux"))]
 #[path = "no_composefs.rs"]
 mod composefs;
-mod config;
-mod copy_out;
-mod diff;
-mod elsewhere;
 mod files;
 mod gc;
 mod image;
 mod import;
-mod index;
 #[cfg(target_os = "linux")]
 mod layer;
-mod listing;
-mod manifest;
 mod name;
 pub(crate) mod objects;
 mod pins;
@@ -37,20 +30,20 @@ mod stats;
 mod trace;
 mod usage;
 mod verify;
-mod walk;
 
 #[cfg(target_os = "linux")]
 pub use composefs::serve_if_storage_helper;
-pub use config::ImageConfig;
-pub use copy_out::{LeftOut, copy_out};
-pub use diff::{Aspect, Change, Fetch};
-pub use elsewhere::Elsewhere;
 pub use gc::{Collect, Collected};
-pub use image::{Image, ImageSummary};
+pub use image::config::ImageConfig;
+pub use image::copy_out::{LeftOut, copy_out};
+pub use image::diff::{Aspect, Change, Fetch};
+pub use image::handle::{Image, ImageSummary};
+pub use image::index::ImageIndex;
+pub use image::listing::{Folder, Listing, Name};
+pub use image::remote_images::Elsewhere;
+pub use image::tree::{Census, Content, Node, Tree};
+pub use image::walk::{Kind, TreeEntry, Walk};
 pub use import::Source;
-pub use index::ImageIndex;
-pub use listing::{Folder, Listing, Name};
-pub use manifest::{Census, Content, Node, Tree};
 pub use name::{ImageName, ParseNameError};
 pub use objects::cache::{CacheSize, CacheUse};
 pub use objects::local::RepositorySource;
@@ -70,4 +63,3 @@ pub use stats::StoreStats;
 pub use trace::{Milestone, Trace, TraceFile};
 pub use usage::Usage;
 pub use verify::{Damage, Verified};
-pub use walk::{Kind, TreeEntry, Walk};

@@ -17,7 +17,7 @@ use lazyroot_proto::ObjectId;
 use serde::{Deserialize, Serialize};
 
 use super::gc::list;
-use super::image::Image;
+use super::image::handle::Image;
 use super::repo::Store;
 
 /// The folder of pins that need no process.

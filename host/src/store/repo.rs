@@ -16,13 +16,13 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::composefs;
-use super::config::ImageConfig;
-use super::elsewhere::Elsewhere;
 use super::files::{Files, remove_if_there};
-use super::image::{Image, ImageSummary};
+use super::image::config::ImageConfig;
+use super::image::handle::{Image, ImageSummary};
+use super::image::index::{self, ImageIndex};
+use super::image::remote_images::Elsewhere;
+use super::image::tree::Tree;
 use super::import::{Import, Source};
-use super::index::{self, ImageIndex};
-use super::manifest::Tree;
 use super::name::ImageName;
 use super::objects::chain::Chain;
 use super::objects::local::RepositorySource;

@@ -8,7 +8,7 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::{ObjectIndex, entries};
 use serde::Serialize;
 
-use super::manifest::Tree;
+use super::image::tree::Tree;
 use super::repo::Store;
 
 /// Sums over a part of a tree.

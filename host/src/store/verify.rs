@@ -13,7 +13,7 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
-use super::elsewhere::Elsewhere;
+use super::image::remote_images::Elsewhere;
 use super::import::{Import, Source};
 use super::objects::checked_copy;
 use super::objects::source::{Object, ObjectError};

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::bucket::{self, Bucket, ImageRecord, NameRecord, image_path, leaves_path, name_path, object_path, plain};
 use super::{Address, runtime};
-use crate::store::image::Image;
+use crate::store::image::handle::Image;
 use crate::store::name::ImageName;
 use crate::store::objects::source::{Object, ObjectSource};
 

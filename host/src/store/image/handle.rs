@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use lazyroot_proto::ObjectId;
 
-use super::Store;
 use super::config::ImageConfig;
 use super::index::ImageIndex;
-use super::manifest::Tree;
+use super::tree::Tree;
+use crate::store::Store;
 
 /// An image: a manifest (an EROFS image that holds the metadata of all its files) and the objects it names.
 #[derive(Clone, Debug)]

@@ -18,9 +18,9 @@ use lazyroot_proto::{Algorithm, ObjectId, verity};
 use rustix::fs::FileType;
 
 use super::listing::{Folder, Listing, Name};
-use super::objects::checked_copy;
-use super::objects::source::{Object, ObjectSource};
 use super::walk::{TreeEntry, Walk};
+use crate::store::objects::checked_copy;
+use crate::store::objects::source::{Object, ObjectSource};
 use crate::text::printable_name;
 
 /// Symbolic links followed before a path counts as a loop, as in Linux.
@@ -30,7 +30,7 @@ const MAX_LINKS: usize = 40;
 const MAX_FILE: u64 = 1 << 30;
 
 /// What is said of a manifest before what `erofs-rs` says.
-pub(super) const DAMAGED: &str = "the manifest is damaged";
+pub(in crate::store) const DAMAGED: &str = "the manifest is damaged";
 
 /// The xattr that names a file's object, relative to the data layer's root: `/ab/cdef...`.
 const REDIRECT: &[u8] = b"trusted.overlay.redirect";
@@ -422,7 +422,7 @@ fn parse_redirect(redirect: &[u8]) -> Option<ObjectId> {
 
 /// The overlay's own entries: a 0/0 device hides a name. composefs puts 256 of them into the root (`00`..`ff`)
 /// so that the data layer's folders are not seen through.
-pub(super) fn is_whiteout(inode: &Inode) -> bool {
+pub(in crate::store) fn is_whiteout(inode: &Inode) -> bool {
     inode.file_type() == FileType::CharacterDevice && inode.device() == Some((0, 0))
 }
 
@@ -452,7 +452,7 @@ fn join(path: &[(Vec<u8>, Inode)]) -> Vec<u8> {
 }
 
 /// A manifest in memory. Not mapped: a file that shrinks under a mapping kills the process.
-pub(super) struct Bytes(Vec<u8>);
+pub(in crate::store) struct Bytes(Vec<u8>);
 
 impl Backend for Bytes {
     fn get<R: RangeBounds<u64>>(&self, range: R) -> Option<&[u8]> {

@@ -17,7 +17,7 @@ use erofs_rs::types::Inode;
 use erofs_rs::{EroFS, WalkDir};
 use rustix::fs::FileType;
 
-use super::manifest::{Bytes, DAMAGED, is_whiteout};
+use super::tree::{Bytes, DAMAGED, is_whiteout};
 use crate::text::printable_name;
 
 /// The longest path in bytes: `PATH_MAX` less the final NUL.
@@ -36,7 +36,7 @@ pub struct TreeEntry {
     pub path: PathBuf,
     /// How many folders below the walk's start it is: 0 is the start itself.
     pub depth: usize,
-    pub(super) inode: Inode,
+    pub(in crate::store) inode: Inode,
 }
 
 /// What a file is.
@@ -87,7 +87,7 @@ impl Kind {
 }
 
 impl TreeEntry {
-    pub(super) fn new(path: PathBuf, depth: usize, inode: Inode) -> Self {
+    pub(in crate::store) fn new(path: PathBuf, depth: usize, inode: Inode) -> Self {
         Self { path, depth, inode }
     }
 
@@ -171,7 +171,11 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(erofs: &'a EroFS<Bytes>, start: Option<TreeEntry>, levels: Option<usize>) -> Result<Self> {
+    pub(in crate::store) fn new(
+        erofs: &'a EroFS<Bytes>,
+        start: Option<TreeEntry>,
+        levels: Option<usize>,
+    ) -> Result<Self> {
         let block = erofs.super_block();
         let left = (block.block_count() << block.blk_size_bits) / SMALLEST_NAME;
         let mut folders = HashSet::new();

@@ -9,9 +9,9 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
-use super::manifest::Tree;
-use super::repo::Store;
+use super::tree::Tree;
 use super::walk::{Kind, TreeEntry};
+use crate::store::repo::Store;
 
 /// One file that is not the same in two images.
 #[derive(Clone, Debug, PartialEq, Eq)]

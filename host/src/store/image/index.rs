@@ -12,8 +12,8 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
-use super::files::Files;
-use super::manifest::Tree;
+use super::tree::Tree;
+use crate::store::files::Files;
 
 /// The object index of an image of a store.
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ struct Record {
 
 impl ImageIndex {
     /// The index of the image with this id and manifest: what is remembered of it, or computed now.
-    pub(super) fn open(files: &Files, image: ObjectId, manifest: PathBuf) -> Result<Self> {
+    pub(in crate::store) fn open(files: &Files, image: ObjectId, manifest: PathBuf) -> Result<Self> {
         let facts = match read_facts(files, &image) {
             Some(facts) => facts,
             None => compute(files, &image, &manifest)?.1,
@@ -62,7 +62,7 @@ impl ImageIndex {
     }
 
     /// The index of an image that is not in the store.
-    pub(super) fn in_memory(index: &ObjectIndex) -> Self {
+    pub(in crate::store) fn in_memory(index: &ObjectIndex) -> Self {
         let bytes = index.to_bytes();
         Self {
             id: verity::digest(index.algorithm(), &bytes),
@@ -118,7 +118,7 @@ impl ImageIndex {
 }
 
 /// Folders of files that are about one image and named by its id, below [`Files`].
-pub(super) const FOLDERS: [&str; 6] = ["index", "facts", "config", "checked", "profiles", "traces"];
+pub(in crate::store) const FOLDERS: [&str; 6] = ["index", "facts", "config", "checked", "profiles", "traces"];
 
 fn index_name(image: &ObjectId) -> String {
     format!("index/{}", image.to_hex())

@@ -31,11 +31,11 @@ pub struct Name {
     pub name: Box<[u8]>,
     /// Where its own names are in [`Listing::folders`] if it is a folder.
     pub folder: Option<u32>,
-    pub(super) inode: u64,
+    pub(in crate::store) inode: u64,
 }
 
 impl Listing {
-    pub(super) fn new(walk: Walk<'_>) -> Result<Self> {
+    pub(in crate::store) fn new(walk: Walk<'_>) -> Result<Self> {
         let mut folders: Vec<Folder> = Vec::new();
         // By depth, the folder that the walk is in.
         let mut open: Vec<usize> = Vec::new();

@@ -14,9 +14,9 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::manifest::{Content, Node, Tree};
-use super::objects::source::ObjectSource;
+use super::tree::{Content, Node, Tree};
 use super::walk::{Kind, TreeEntry};
+use crate::store::objects::source::ObjectSource;
 
 /// What a copy without root could not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

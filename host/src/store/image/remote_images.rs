@@ -19,22 +19,22 @@ use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
 use super::config::ImageConfig;
-use super::files::Files;
-use super::image::Image;
+use super::handle::Image;
 use super::index::ImageIndex;
-use super::manifest::Tree;
-use super::objects::cache::{CacheSize, CacheUse, CachedUpstreams};
-use super::objects::upstream::verified::Discovery;
-use super::objects::upstream::{self, Found, Spec, Traffic, Upstreams};
-use super::profile::Profile;
+use super::tree::Tree;
 use crate::home::Home;
+use crate::store::files::Files;
+use crate::store::objects::cache::{CacheSize, CacheUse, CachedUpstreams};
+use crate::store::objects::upstream::verified::Discovery;
+use crate::store::objects::upstream::{self, Found, Spec, Traffic, Upstreams};
+use crate::store::profile::Profile;
 
 /// Manifests kept, of the images that were used last: a few MiB each.
 const KEPT: usize = 64;
 
 /// Upstreams, the cache of their objects, and the images that came from them.
 pub struct Elsewhere {
-    pub(super) cached: Arc<CachedUpstreams>,
+    pub(in crate::store) cached: Arc<CachedUpstreams>,
     files: Files,
 }
 
@@ -71,12 +71,12 @@ impl Elsewhere {
     }
 
     /// The upstreams' names, for messages.
-    pub(super) fn names(&self) -> String {
+    pub(in crate::store) fn names(&self) -> String {
         self.cached.upstreams().names().collect::<Vec<_>>().join(", ")
     }
 
     /// Whether an upstream imports images from sources.
-    pub(super) fn imports(&self) -> bool {
+    pub(in crate::store) fn imports(&self) -> bool {
         self.cached.upstreams().import()
     }
 
@@ -85,7 +85,7 @@ impl Elsewhere {
     ///
     /// # Errors
     /// If no upstream has it and one could not be asked, or the image cannot be kept.
-    pub(super) fn find(&self, reference: &str, is_source: bool) -> Result<Option<Image>> {
+    pub(in crate::store) fn find(&self, reference: &str, is_source: bool) -> Result<Option<Image>> {
         if let Some(id) = digest(reference)
             && let Some(manifest) = self.manifest(&id)
         {
@@ -115,7 +115,7 @@ impl Elsewhere {
     }
 
     /// What boots of an image read, as an upstream knew it.
-    pub(super) fn profile(&self, id: &ObjectId) -> Option<Profile> {
+    pub(in crate::store) fn profile(&self, id: &ObjectId) -> Option<Profile> {
         let bytes = self.files.read(&format!("{}.profile", id.to_hex())).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
