@@ -23,7 +23,6 @@ use rustix::io::Errno;
 
 use super::checked::Stamp;
 use super::files::remove_if_there;
-use super::gc::{Collect, Streams};
 use super::import::{Import, Imported, Source};
 use super::name::ImageName;
 use super::objects::local::RepositorySource;
@@ -33,6 +32,7 @@ use super::progress::Progress;
 use super::repo::{Rehash, Store};
 use super::scan;
 use super::seen::{FileState, Seen};
+use super::upkeep::gc::{Collect, Streams};
 
 /// Threads that read and hash files of a folder: more only helps disks that answer slowly.
 const MAX_THREADS: usize = 8;

@@ -9,14 +9,12 @@ mod composefs;
 #[path = "no_composefs.rs"]
 mod composefs;
 mod files;
-mod gc;
 mod image;
 mod import;
 #[cfg(target_os = "linux")]
 mod layer;
 mod name;
 pub(crate) mod objects;
-mod pins;
 #[cfg(target_os = "linux")]
 mod podman;
 mod profile;
@@ -26,14 +24,11 @@ mod repo;
 mod scan;
 #[cfg(target_os = "linux")]
 mod seen;
-mod stats;
 mod trace;
-mod usage;
-mod verify;
+mod upkeep;
 
 #[cfg(target_os = "linux")]
 pub use composefs::serve_if_storage_helper;
-pub use gc::{Collect, Collected};
 pub use image::config::ImageConfig;
 pub use image::copy_out::{LeftOut, copy_out};
 pub use image::diff::{Aspect, Change, Fetch};
@@ -53,13 +48,14 @@ pub use objects::upstream::{
     Address as UpstreamAddress, Compression as UpstreamCompression, Pushed, Spec as UpstreamSpec, Traffic,
     check as check_upstream,
 };
-pub use pins::{Pin, PinRecord};
 #[cfg(target_os = "linux")]
 pub use podman::storage_root as podman_storage;
 pub use profile::{BOOT, Entry, Profile, ProfileFile};
 pub use progress::Progress;
 pub use repo::{Rehash, Removed, Store};
-pub use stats::StoreStats;
 pub use trace::{Milestone, Trace, TraceFile};
-pub use usage::Usage;
-pub use verify::{Damage, Verified};
+pub use upkeep::gc::{Collect, Collected};
+pub use upkeep::pins::{Pin, PinRecord};
+pub use upkeep::stats::StoreStats;
+pub use upkeep::usage::Usage;
+pub use upkeep::verify::{Damage, Verified};

@@ -6,10 +6,10 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use lazyroot_proto::ObjectId;
 
-use super::gc::{Collect, Streams};
 use super::import::{Import, Imported};
 use super::name::ImageName;
 use super::repo::Store;
+use super::upkeep::gc::{Collect, Streams};
 
 /// A repository of SHA-256, as composefs describes it.
 const META: &str = r#"{"version":1,"algorithm":"fsverity-sha256-12","features":{"compatible":[],"read-only-compatible":["v1_erofs"],"incompatible":[]},"erofs_formats":{"default":1}}"#;

@@ -15,9 +15,9 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
-use super::composefs;
-use super::image::index;
-use super::repo::Store;
+use crate::store::composefs;
+use crate::store::image::index;
+use crate::store::repo::Store;
 
 /// What was removed, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -47,9 +47,9 @@ pub enum Collect {
 
 /// What OCI images need beside their manifests and content.
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "garbage is collected on Linux"))]
-pub(super) struct Streams {
+pub(in crate::store) struct Streams {
     /// Objects that named streams lead to.
-    pub(super) objects: HashSet<ObjectId>,
+    pub(in crate::store) objects: HashSet<ObjectId>,
 }
 
 impl Store {
@@ -264,7 +264,7 @@ fn object_of_link(target: &Path) -> Option<ObjectId> {
 }
 
 /// What is in a folder; nothing if it is not there.
-pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(in crate::store) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(vec![]);

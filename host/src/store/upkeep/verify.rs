@@ -13,12 +13,12 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
-use super::image::remote_images::Elsewhere;
-use super::import::{Import, Source};
-use super::objects::checked_copy;
-use super::objects::source::{Object, ObjectError};
-use super::progress::Progress;
-use super::repo::{Rehash, Store};
+use crate::store::image::remote_images::Elsewhere;
+use crate::store::import::{Import, Source};
+use crate::store::objects::checked_copy;
+use crate::store::objects::source::{Object, ObjectError};
+use crate::store::progress::Progress;
+use crate::store::repo::{Rehash, Store};
 
 /// An object that is not what its name says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -205,7 +205,7 @@ impl Store {
     }
 
     /// Checks objects on all processors. The damaged ones and why, and how many bytes were read.
-    pub(super) fn check_objects(
+    pub(in crate::store) fn check_objects(
         &self,
         objects: &[(ObjectId, Option<u64>)],
         progress: &Progress,
@@ -246,7 +246,7 @@ impl Store {
     }
 
     /// The ids of the files in `objects`.
-    pub(super) fn present(&self) -> Result<Vec<ObjectId>> {
+    pub(in crate::store) fn present(&self) -> Result<Vec<ObjectId>> {
         let mut present = Vec::new();
         for byte in 0..=u8::MAX {
             let dir = self.path().join(format!("objects/{byte:02x}"));

@@ -10,7 +10,7 @@ use lazyroot_proto::index::entries;
 use serde::Serialize;
 
 use super::pins::PinRecord;
-use super::repo::Store;
+use crate::store::repo::Store;
 
 /// Sums over a store.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

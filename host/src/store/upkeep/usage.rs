@@ -8,8 +8,8 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::{ObjectIndex, entries};
 use serde::Serialize;
 
-use super::image::tree::Tree;
-use super::repo::Store;
+use crate::store::image::tree::Tree;
+use crate::store::repo::Store;
 
 /// Sums over a part of a tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -17,8 +17,8 @@ use lazyroot_proto::ObjectId;
 use serde::{Deserialize, Serialize};
 
 use super::gc::list;
-use super::image::handle::Image;
-use super::repo::Store;
+use crate::store::image::handle::Image;
+use crate::store::repo::Store;
 
 /// The folder of pins that need no process.
 const HELD: &str = "held";
@@ -181,7 +181,7 @@ impl Store {
     }
 
     /// Fails if something uses the image, saying what.
-    pub(super) fn ensure_unused(&self, id: &ObjectId) -> Result<()> {
+    pub(in crate::store) fn ensure_unused(&self, id: &ObjectId) -> Result<()> {
         let hex = id.to_hex();
         let pins = self.pins()?;
         let users: Vec<String> = pins.iter().filter(|pin| pin.image == hex).map(PinRecord::shown).collect();
