@@ -17,14 +17,13 @@ mod name;
 pub(crate) mod objects;
 #[cfg(target_os = "linux")]
 mod podman;
-mod profile;
 mod progress;
+mod reads;
 mod repo;
 #[cfg(target_os = "linux")]
 mod scan;
 #[cfg(target_os = "linux")]
 mod seen;
-mod trace;
 mod upkeep;
 
 #[cfg(target_os = "linux")]
@@ -50,10 +49,10 @@ pub use objects::upstream::{
 };
 #[cfg(target_os = "linux")]
 pub use podman::storage_root as podman_storage;
-pub use profile::{BOOT, Entry, Profile, ProfileFile};
 pub use progress::Progress;
+pub use reads::boot_profile::{BOOT, Entry, Profile, ProfileFile};
+pub use reads::trace::{Milestone, Trace, TraceFile};
 pub use repo::{Rehash, Removed, Store};
-pub use trace::{Milestone, Trace, TraceFile};
 pub use upkeep::gc::{Collect, Collected};
 pub use upkeep::pins::{Pin, PinRecord};
 pub use upkeep::stats::StoreStats;

@@ -29,9 +29,9 @@ use super::objects::local::RepositorySource;
 use super::objects::source::ObjectSource;
 use super::objects::upstream::push::push;
 use super::objects::upstream::{Address as UpstreamAddress, Pushed};
-use super::profile::ProfileFile;
 use super::progress::Progress;
-use super::trace::TraceFile;
+use super::reads::boot_profile::ProfileFile;
+use super::reads::trace::TraceFile;
 use crate::home::Home;
 
 /// A digest may be cut to this many hex digits: 48 bits, as podman and git print them.

@@ -27,7 +27,7 @@ use crate::store::files::Files;
 use crate::store::objects::cache::{CacheSize, CacheUse, CachedUpstreams};
 use crate::store::objects::upstream::verified::Discovery;
 use crate::store::objects::upstream::{self, Found, Spec, Traffic, Upstreams};
-use crate::store::profile::Profile;
+use crate::store::reads::boot_profile::Profile;
 
 /// Manifests kept, of the images that were used last: a few MiB each.
 const KEPT: usize = 64;

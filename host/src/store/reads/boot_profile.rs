@@ -15,7 +15,7 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::reads::{Extent, Hint, Origin, Read};
 use serde::{Deserialize, Serialize};
 
-use super::files::Files;
+use crate::store::files::Files;
 
 /// Of reads, those in this time after the first are of the boot, in microseconds: what runs later differs from run to run.
 pub const BOOT: u64 = 60_000_000;
@@ -147,7 +147,7 @@ pub struct ProfileFile {
 }
 
 impl ProfileFile {
-    pub(super) fn new(files: Files, image: &ObjectId) -> Self {
+    pub(in crate::store) fn new(files: Files, image: &ObjectId) -> Self {
         Self { files, name: format!("profiles/{}", image.to_hex()) }
     }
 

@@ -8,7 +8,7 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::reads::{Extent, Origin, Read};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::files::Files;
+use crate::store::files::Files;
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -97,7 +97,7 @@ pub struct TraceFile {
 }
 
 impl TraceFile {
-    pub(super) fn new(files: Files, image: &ObjectId) -> Self {
+    pub(in crate::store) fn new(files: Files, image: &ObjectId) -> Self {
         Self { files, name: format!("traces/{}", image.to_hex()) }
     }
 
