@@ -1,33 +1,15 @@
 //! Where images and objects come from: the composefs repository, importing into it, and looking inside.
 
-#[cfg(target_os = "linux")]
-mod checked;
-mod commit;
-#[cfg(target_os = "linux")]
-mod composefs;
-#[cfg(not(target_os = "linux"))]
-#[path = "no_composefs.rs"]
-mod composefs;
 mod files;
 mod image;
-mod import;
-#[cfg(target_os = "linux")]
-mod layer;
 mod name;
 pub(crate) mod objects;
-#[cfg(target_os = "linux")]
-mod podman;
 mod progress;
 mod reads;
 mod repo;
-#[cfg(target_os = "linux")]
-mod scan;
-#[cfg(target_os = "linux")]
-mod seen;
 mod upkeep;
+mod write;
 
-#[cfg(target_os = "linux")]
-pub use composefs::serve_if_storage_helper;
 pub use image::config::ImageConfig;
 pub use image::copy_out::{LeftOut, copy_out};
 pub use image::diff::{Aspect, Change, Fetch};
@@ -37,18 +19,15 @@ pub use image::listing::{Folder, Listing, Name};
 pub use image::remote_images::Elsewhere;
 pub use image::tree::{Census, Content, Node, Tree};
 pub use image::walk::{Kind, TreeEntry, Walk};
-pub use import::Source;
 pub use name::{ImageName, ParseNameError};
 pub use objects::cache::{CacheSize, CacheUse};
 pub use objects::local::RepositorySource;
 pub(crate) use objects::source::copy_nodes;
 pub use objects::source::{Object, ObjectError, ObjectSource};
 pub use objects::upstream::{
-    Address as UpstreamAddress, Compression as UpstreamCompression, Pushed, Spec as UpstreamSpec, Traffic,
+    Address as UpstreamAddress, Compression as UpstreamCompression, Spec as UpstreamSpec, Traffic,
     check as check_upstream,
 };
-#[cfg(target_os = "linux")]
-pub use podman::storage_root as podman_storage;
 pub use progress::Progress;
 pub use reads::boot_profile::{BOOT, Entry, Profile, ProfileFile};
 pub use reads::trace::{Milestone, Trace, TraceFile};
@@ -58,3 +37,6 @@ pub use upkeep::pins::{Pin, PinRecord};
 pub use upkeep::stats::StoreStats;
 pub use upkeep::usage::Usage;
 pub use upkeep::verify::{Damage, Verified};
+pub use write::push::Pushed;
+pub use write::source::Source;
+pub use write::{podman_storage, serve_if_storage_helper};

@@ -15,23 +15,23 @@ use lazyroot_proto::{Algorithm, ObjectId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::composefs;
 use super::files::{Files, remove_if_there};
 use super::image::config::ImageConfig;
 use super::image::handle::{Image, ImageSummary};
 use super::image::index::{self, ImageIndex};
 use super::image::remote_images::Elsewhere;
 use super::image::tree::Tree;
-use super::import::{Import, Source};
 use super::name::ImageName;
 use super::objects::chain::Chain;
 use super::objects::local::RepositorySource;
 use super::objects::source::ObjectSource;
-use super::objects::upstream::push::push;
-use super::objects::upstream::{Address as UpstreamAddress, Pushed};
+use super::objects::upstream::Address as UpstreamAddress;
 use super::progress::Progress;
 use super::reads::boot_profile::ProfileFile;
 use super::reads::trace::TraceFile;
+use super::write::composefs;
+use super::write::push::{Pushed, push};
+use super::write::source::{Import, Source};
 use crate::home::Home;
 
 /// A digest may be cut to this many hex digits: 48 bits, as podman and git print them.

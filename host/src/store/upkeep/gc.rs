@@ -15,9 +15,9 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
-use crate::store::composefs;
 use crate::store::image::index;
 use crate::store::repo::Store;
+use crate::store::write::composefs;
 
 /// What was removed, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

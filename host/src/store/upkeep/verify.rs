@@ -14,11 +14,11 @@ use lazyroot_proto::index::entries;
 use serde::Serialize;
 
 use crate::store::image::remote_images::Elsewhere;
-use crate::store::import::{Import, Source};
 use crate::store::objects::checked_copy;
 use crate::store::objects::source::{Object, ObjectError};
 use crate::store::progress::Progress;
 use crate::store::repo::{Rehash, Store};
+use crate::store::write::source::{Import, Source};
 
 /// An object that is not what its name says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -37,7 +37,7 @@ use crate::store::objects::source::{Object, ObjectError, ObjectSource};
 const VERSION: u32 = 1;
 
 /// Larger objects have their leaves beside them; smaller ones are always read whole. The cache's bound of the same name.
-pub(super) const WHOLE_MAX: u64 = 256 << 10;
+pub(in crate::store) const WHOLE_MAX: u64 = 256 << 10;
 
 /// How long one request may take. A guest gives up after 30 s, and there may be another upstream to ask.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,7 +55,7 @@ const BODY_TRIES: usize = 5;
 const IDLE_CONNECTIONS: usize = 128;
 
 /// An upstream that is a bucket.
-pub(super) struct Bucket {
+pub(in crate::store) struct Bucket {
     name: String,
     store: Arc<dyn ObjectStore>,
 }
@@ -78,16 +78,16 @@ const LAYOUT: &str = "lazyroot.json";
 
 /// `image.json`.
 #[derive(Serialize, Deserialize)]
-pub(super) struct ImageRecord {
-    pub(super) manifest_size: u64,
-    pub(super) index_size: u64,
-    pub(super) config: Option<serde_json::Value>,
+pub(in crate::store) struct ImageRecord {
+    pub(in crate::store) manifest_size: u64,
+    pub(in crate::store) index_size: u64,
+    pub(in crate::store) config: Option<serde_json::Value>,
 }
 
 /// A file in `names/`.
 #[derive(Serialize, Deserialize)]
-pub(super) struct NameRecord {
-    pub(super) image: String,
+pub(in crate::store) struct NameRecord {
+    pub(in crate::store) image: String,
 }
 
 impl Bucket {
@@ -96,13 +96,13 @@ impl Bucket {
     ///
     /// # Errors
     /// If something that is needed is not set.
-    pub(super) fn open(url: &str) -> Result<Self> {
+    pub(in crate::store) fn open(url: &str) -> Result<Self> {
         let store = connect(url).with_context(|| format!("cannot use {url}"))?;
         Ok(Self { name: url.to_owned(), store })
     }
 
     /// Where its files are.
-    pub(super) fn store(&self) -> Arc<dyn ObjectStore> {
+    pub(in crate::store) fn store(&self) -> Arc<dyn ObjectStore> {
         self.store.clone()
     }
 
@@ -129,27 +129,27 @@ impl Bucket {
 }
 
 /// Where an object is.
-pub(super) fn object_path(id: &ObjectId) -> Path {
+pub(in crate::store) fn object_path(id: &ObjectId) -> Path {
     format!("objects/{}", id.object_path()).into()
 }
 
 /// Where an object's leaves are.
-pub(super) fn leaves_path(id: &ObjectId) -> Path {
+pub(in crate::store) fn leaves_path(id: &ObjectId) -> Path {
     format!("leaves/{}", id.object_path()).into()
 }
 
 /// Where one of an image's files is.
-pub(super) fn image_path(id: &ObjectId, file: &str) -> Path {
+pub(in crate::store) fn image_path(id: &ObjectId, file: &str) -> Path {
     format!("images/{}/{file}", id.to_hex()).into()
 }
 
 /// Where a name's record is.
-pub(super) fn name_path(name: &ImageName) -> Path {
+pub(in crate::store) fn name_path(name: &ImageName) -> Path {
     Path::from_iter(["names".to_owned()].into_iter().chain(name.as_str().split('/').map(str::to_owned)))
 }
 
 /// Makes sure that a bucket has this layout, or has none yet and gets it.
-pub(super) async fn claim(store: &dyn ObjectStore) -> Result<()> {
+pub(in crate::store) async fn claim(store: &dyn ObjectStore) -> Result<()> {
     let path = Path::from(LAYOUT);
     match get(store, &path, None).await {
         Ok(bytes) => serde_json::from_slice::<Layout>(&bytes).context("lazyroot.json there is damaged")?.check(),
@@ -184,7 +184,7 @@ async fn get(store: &dyn ObjectStore, path: &Path, range: Option<Range<u64>>) ->
 }
 
 /// The innermost cause, which is what people can act on; `object_store` wraps it in what it tried.
-pub(super) fn plain(error: &object_store::Error) -> anyhow::Error {
+pub(in crate::store) fn plain(error: &object_store::Error) -> anyhow::Error {
     let text = anyhow::Error::msg(error.to_string()).to_string();
     // One line, however the server formatted its document.
     anyhow::anyhow!("{}", text.split_whitespace().collect::<Vec<_>>().join(" "))

@@ -3,12 +3,11 @@
 //! What they send is not trusted: [`verified`] checks everything against the digests of the image.
 
 mod address;
-mod bucket;
+pub(in crate::store) mod bucket;
 mod dial;
 mod peer;
 mod podman_machine;
-pub(in crate::store) mod push;
-mod runtime;
+pub(in crate::store) mod runtime;
 pub(in crate::store) mod verified;
 
 use std::sync::Arc;
@@ -17,7 +16,6 @@ use anyhow::Result;
 use lazyroot_proto::ObjectId;
 
 pub use address::{Address, Compression, Spec};
-pub use push::Pushed;
 pub use verified::{Traffic, Upstreams};
 
 use super::source::ObjectSource;

@@ -21,12 +21,12 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 });
 
 /// Starts a task that nobody waits for.
-pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+pub(in crate::store) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     RUNTIME.spawn(task);
 }
 
 /// Runs a task to its end and blocks the calling thread meanwhile, whatever thread that is.
-pub(super) fn wait<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> T {
+pub(in crate::store) fn wait<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> T {
     let (sender, result) = mpsc::sync_channel(1);
     spawn(async move {
         let _ = sender.send(task.await);

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 
-use super::files::Files;
+use crate::store::files::Files;
 
 /// The first bytes, with the version.
 const MAGIC: &[u8; 8] = b"LZRTSEN1";
@@ -28,7 +28,7 @@ const NUMBERS: usize = 3 * 8 + 2 * (8 + 4);
 
 /// A file at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileState {
+pub(in crate::store) struct FileState {
     device: u64,
     inode: u64,
     size: u64,
@@ -37,7 +37,7 @@ pub(super) struct FileState {
 }
 
 impl FileState {
-    pub(super) fn of(meta: &std::fs::Metadata) -> Self {
+    pub(in crate::store) fn of(meta: &std::fs::Metadata) -> Self {
         Self {
             device: meta.dev(),
             inode: meta.ino(),
@@ -48,7 +48,7 @@ impl FileState {
     }
 
     /// Whether a change now might leave it as it is.
-    pub(super) fn is_recent(&self, now: SystemTime) -> bool {
+    pub(in crate::store) fn is_recent(&self, now: SystemTime) -> bool {
         let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else { return true };
         let limit = now.saturating_sub(TOO_RECENT).as_secs() as i64;
         self.modified.0 >= limit || self.changed.0 >= limit
@@ -56,7 +56,7 @@ impl FileState {
 }
 
 /// The memory of one folder: what was, and what is found now.
-pub(super) struct Seen {
+pub(in crate::store) struct Seen {
     name: String,
     algorithm: Algorithm,
     before: HashMap<(u64, u64), (FileState, ObjectId)>,
@@ -65,7 +65,7 @@ pub(super) struct Seen {
 
 impl Seen {
     /// What is remembered of the folder at `path`.
-    pub(super) fn load(files: &Files, path: &Path, algorithm: Algorithm) -> Self {
+    pub(in crate::store) fn load(files: &Files, path: &Path, algorithm: Algorithm) -> Self {
         let name = Self::name(path);
         let entries = files.read(&name).ok().and_then(|bytes| parse(&bytes, algorithm)).unwrap_or_default();
         let before = entries.into_iter().map(|(state, id)| ((state.device, state.inode), (state, id))).collect();
@@ -73,30 +73,30 @@ impl Seen {
     }
 
     /// Remembers nothing of before.
-    pub(super) fn forgotten(path: &Path, algorithm: Algorithm) -> Self {
+    pub(in crate::store) fn forgotten(path: &Path, algorithm: Algorithm) -> Self {
         Self { name: Self::name(path), algorithm, before: HashMap::new(), now: Mutex::default() }
     }
 
     /// Paths are long, and of any bytes.
-    pub(super) fn name(path: &Path) -> String {
+    pub(in crate::store) fn name(path: &Path) -> String {
         format!("seen/{}", verity::digest(Algorithm::Sha256, path.as_os_str().as_bytes()).to_hex())
     }
 
     /// The object that a file was, if it did not change since.
-    pub(super) fn object(&self, state: &FileState) -> Option<ObjectId> {
+    pub(in crate::store) fn object(&self, state: &FileState) -> Option<ObjectId> {
         let (before, id) = self.before.get(&(state.device, state.inode))?;
         (before == state).then_some(*id)
     }
 
     /// A file in this state is this object.
-    pub(super) fn add(&self, state: FileState, id: ObjectId) {
+    pub(in crate::store) fn add(&self, state: FileState, id: ObjectId) {
         if !state.is_recent(SystemTime::now()) {
             self.now.lock().expect("no panic under the lock").push((state, id));
         }
     }
 
     /// Writes down what was found, if it is not what was known.
-    pub(super) fn save(&self, files: &Files) -> io::Result<()> {
+    pub(in crate::store) fn save(&self, files: &Files) -> io::Result<()> {
         let now = self.now.lock().expect("no panic under the lock");
         let unchanged = now.len() == self.before.len() && now.iter().all(|(state, id)| self.object(state) == Some(*id));
         if unchanged {

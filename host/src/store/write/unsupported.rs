@@ -1,21 +1,21 @@
 //! What takes the place of `composefs.rs` where that cannot be: composefs repositories are written on Linux alone.
 
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use lazyroot_proto::ObjectId;
 
-use super::import::{Import, Imported};
-use super::name::ImageName;
-use super::repo::Store;
-use super::upkeep::gc::{Collect, Streams};
+use super::source::{Import, Imported};
+use crate::store::name::ImageName;
+use crate::store::repo::Store;
+use crate::store::upkeep::gc::{Collect, Streams};
 
 /// A repository of SHA-256, as composefs describes it.
 const META: &str = r#"{"version":1,"algorithm":"fsverity-sha256-12","features":{"compatible":[],"read-only-compatible":["v1_erofs"],"incompatible":[]},"erofs_formats":{"default":1}}"#;
 
 /// Makes an empty repository as composefs would. Nothing is imported into it here; images come from upstreams.
-pub(super) fn create(path: &Path) -> Result<()> {
+pub(in crate::store) fn create(path: &Path) -> Result<()> {
     crate::home::private_dir(path)?;
     let mut meta = tempfile::NamedTempFile::new_in(path)?;
     meta.write_all(META.as_bytes())?;
@@ -23,12 +23,20 @@ pub(super) fn create(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Returns in every process: there is no import that would start this program again.
+pub fn serve_if_storage_helper() {}
+
+/// podman keeps its images in a machine of its own, not in a folder here.
+pub fn podman_storage() -> Option<PathBuf> {
+    None
+}
+
 impl Import<'_> {
-    pub(super) fn run(self, _name: &ImageName) -> Result<Imported> {
+    pub(in crate::store) fn run(self, _name: &ImageName) -> Result<Imported> {
         self.refuse()
     }
 
-    pub(super) fn repair(self, _names: &[String]) -> Result<ObjectId> {
+    pub(in crate::store) fn repair(self, _names: &[String]) -> Result<ObjectId> {
         self.refuse()
     }
 
@@ -38,7 +46,7 @@ impl Import<'_> {
     }
 }
 
-pub(super) fn locked_for_collection<T>(
+pub(in crate::store) fn locked_for_collection<T>(
     _store: &Store,
     _how: Collect,
     _collect: impl FnOnce(Streams) -> Result<T>,
@@ -46,10 +54,10 @@ pub(super) fn locked_for_collection<T>(
     bail!("garbage is collected on Linux, for example in the podman machine")
 }
 
-pub(super) fn commit(_store: &Store, _base: &ObjectId, _layer: impl Read) -> Result<ObjectId> {
+pub(in crate::store) fn commit(_store: &Store, _base: &ObjectId, _layer: impl Read) -> Result<ObjectId> {
     bail!("images are written on Linux, for example in the podman machine")
 }
 
-pub(super) fn forget_name(_store: &Store, _name: &str) -> Result<()> {
+pub(in crate::store) fn forget_name(_store: &Store, _name: &str) -> Result<()> {
     Ok(())
 }

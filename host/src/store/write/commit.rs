@@ -5,9 +5,9 @@ use std::io::Read;
 use anyhow::{Context, Result, ensure};
 
 use super::composefs;
-use super::image::handle::Image;
-use super::name::ImageName;
-use super::repo::Store;
+use crate::store::image::handle::Image;
+use crate::store::name::ImageName;
+use crate::store::repo::Store;
 
 impl Store {
     /// Makes an image of `base` and the upper layer of a guest of it, a stream of

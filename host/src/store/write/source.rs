@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use lazyroot_proto::ObjectId;
 
-use super::name::ImageName;
-use super::progress::Progress;
-use super::repo::{Rehash, Store};
+use crate::store::name::ImageName;
+use crate::store::progress::Progress;
+use crate::store::repo::{Rehash, Store};
 
 /// Where an image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,19 +169,19 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
 
 /// An import: into what, from where, and how. What it does is in [`super::composefs`].
 #[derive(Clone, Copy)]
-pub(super) struct Import<'a> {
-    pub(super) store: &'a Store,
-    pub(super) from: &'a Source,
-    pub(super) rehash: Rehash,
-    pub(super) progress: &'a Progress,
+pub(in crate::store) struct Import<'a> {
+    pub(in crate::store) store: &'a Store,
+    pub(in crate::store) from: &'a Source,
+    pub(in crate::store) rehash: Rehash,
+    pub(in crate::store) progress: &'a Progress,
 }
 
 /// What an import brought.
-pub(super) struct Imported {
+pub(in crate::store) struct Imported {
     /// The manifest's digest.
-    pub(super) id: ObjectId,
+    pub(in crate::store) id: ObjectId,
     /// The OCI configuration, if the source has one.
-    pub(super) config: Option<Vec<u8>>,
+    pub(in crate::store) config: Option<Vec<u8>>,
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::Result;
 use lazyroot_proto::{ObjectId, verity};
 
-use super::repo::Store;
+use crate::store::repo::Store;
 
 /// The most images whose memory is looked through for the objects of a new one: the others' objects are read again.
 const MOST_IMAGES: usize = 64;
@@ -21,20 +21,20 @@ const ENTRY: usize = 20;
 
 /// An object's file at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(in crate::store) struct Stamp {
     inode: u64,
     seconds: i64,
     nanoseconds: u32,
 }
 
 impl Stamp {
-    pub(super) fn of(meta: &std::fs::Metadata) -> Self {
+    pub(in crate::store) fn of(meta: &std::fs::Metadata) -> Self {
         Self { inode: meta.ino(), seconds: meta.ctime(), nanoseconds: meta.ctime_nsec() as u32 }
     }
 
     /// Whether the file was made or written after the moment of `other`. Times are as coarse as the kernel's tick
     /// (1 to 10 ms): a file with the very time of `other` may have been written shortly before it.
-    pub(super) fn is_after(&self, other: &Stamp) -> bool {
+    pub(in crate::store) fn is_after(&self, other: &Stamp) -> bool {
         (self.seconds, self.nanoseconds) > (other.seconds, other.nanoseconds)
     }
 
@@ -57,7 +57,7 @@ impl Stamp {
 
 impl Store {
     /// The stamps of an image's objects when they were last checked, in manifest order; `None` if that is not known.
-    pub(super) fn checked(&self, image: &ObjectId) -> Option<Vec<Stamp>> {
+    pub(in crate::store) fn checked(&self, image: &ObjectId) -> Option<Vec<Stamp>> {
         let bytes = self.files.read(&format!("checked/{}", image.to_hex())).ok()?;
         let (digest, stamps) = bytes.split_at_checked(image.algorithm().digest_len())?;
         let sound =
@@ -66,14 +66,14 @@ impl Store {
     }
 
     /// Remembers the stamps of an image's objects, in manifest order, its own first. They must be on disk.
-    pub(super) fn remember_checked(&self, image: &ObjectId, stamps: &[Stamp]) -> Result<()> {
+    pub(in crate::store) fn remember_checked(&self, image: &ObjectId, stamps: &[Stamp]) -> Result<()> {
         let stamps: Vec<u8> = stamps.iter().flat_map(|stamp| stamp.to_bytes()).collect();
         let digest = verity::digest(image.algorithm(), &stamps);
         Ok(self.files.write(&format!("checked/{}", image.to_hex()), &[digest.as_bytes(), &stamps].concat())?)
     }
 
     /// What is remembered of these objects in the memory of any image.
-    pub(super) fn checked_anywhere(&self, objects: &[ObjectId]) -> HashMap<ObjectId, Stamp> {
+    pub(in crate::store) fn checked_anywhere(&self, objects: &[ObjectId]) -> HashMap<ObjectId, Stamp> {
         let mut known = HashMap::new();
         let mut wanted: std::collections::HashSet<ObjectId> = objects.iter().copied().collect();
         for image in self.ids().unwrap_or_default().iter().take(MOST_IMAGES) {

@@ -10,14 +10,14 @@ use std::time::SystemTime;
 
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 
-use super::files::Files;
-use super::seen::{FileState, Seen};
+use super::file_states::{FileState, Seen};
+use crate::store::files::Files;
 
 /// A folder's digest, and those of the files in it. Attributes and the targets of links are in it by their inodes' ctimes.
 ///
 /// # Errors
 /// If the folder cannot be looked at. `None` if something changed so recently that a later change might not be seen.
-pub(super) fn scan(folder: &Path) -> io::Result<Option<ObjectId>> {
+pub(in crate::store) fn scan(folder: &Path) -> io::Result<Option<ObjectId>> {
     let mut record = Vec::new();
     let settled = look(folder, &fs::symlink_metadata(folder)?, SystemTime::now(), &mut record)?;
     Ok(settled.then(|| verity::digest(Algorithm::Sha256, &record)))
@@ -55,14 +55,14 @@ fn look(path: &Path, meta: &Metadata, now: SystemTime, record: &mut Vec<u8>) -> 
 }
 
 /// The image that a folder was imported as, if it was as it is now.
-pub(super) fn known(files: &Files, folder: &Path, now: &ObjectId) -> Option<ObjectId> {
+pub(in crate::store) fn known(files: &Files, folder: &Path, now: &ObjectId) -> Option<ObjectId> {
     let text = String::from_utf8(files.read(&name(folder)).ok()?).ok()?;
     let (then, image) = text.split_once(' ')?;
     (then == now.to_hex()).then(|| image.parse().ok())?
 }
 
 /// Remembers the image that a folder is imported as.
-pub(super) fn remember(files: &Files, folder: &Path, now: &ObjectId, image: &ObjectId) -> io::Result<()> {
+pub(in crate::store) fn remember(files: &Files, folder: &Path, now: &ObjectId, image: &ObjectId) -> io::Result<()> {
     files.write(&name(folder), format!("{} {}", now.to_hex(), image.to_hex()).as_bytes())
 }
 

@@ -1,5 +1,11 @@
 //! Writing to the repository: everything that needs the composefs crates, which compile on Linux only.
 
+mod file_states;
+mod folder_scan;
+mod layer;
+mod object_stamps;
+mod podman_storage;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -21,18 +27,18 @@ use lazyroot_proto::{Algorithm, ObjectId};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::checked::Stamp;
-use super::files::remove_if_there;
-use super::import::{Import, Imported, Source};
-use super::name::ImageName;
-use super::objects::local::RepositorySource;
-use super::objects::source::ObjectError;
-use super::podman::{self, SideBySide};
-use super::progress::Progress;
-use super::repo::{Rehash, Store};
-use super::scan;
-use super::seen::{FileState, Seen};
-use super::upkeep::gc::{Collect, Streams};
+use self::file_states::{FileState, Seen};
+use self::object_stamps::Stamp;
+use self::podman_storage::SideBySide;
+pub use self::podman_storage::storage_root as podman_storage;
+use crate::store::files::remove_if_there;
+use crate::store::name::ImageName;
+use crate::store::objects::local::RepositorySource;
+use crate::store::objects::source::ObjectError;
+use crate::store::progress::Progress;
+use crate::store::repo::{Rehash, Store};
+use crate::store::upkeep::gc::{Collect, Streams};
+use crate::store::write::source::{Import, Imported, Source};
 
 /// Threads that read and hash files of a folder: more only helps disks that answer slowly.
 const MAX_THREADS: usize = 8;
@@ -44,7 +50,7 @@ pub fn serve_if_storage_helper() {
 }
 
 /// Makes a repository: SHA-256, the default EROFS version, fs-verity not demanded of the file system.
-pub(super) fn create(path: &Path) -> Result<()> {
+pub(in crate::store) fn create(path: &Path) -> Result<()> {
     crate::home::private_dir(path)?;
     let config = RepositoryConfig::default().set_insecure();
     Repository::<Sha256HashValue>::init_path(CWD, path, config)?;
@@ -53,7 +59,7 @@ pub(super) fn create(path: &Path) -> Result<()> {
 
 impl Import<'_> {
     /// Brings all of an image but its name into the store, and to the disk.
-    pub(super) fn run(self, name: &ImageName) -> Result<Imported> {
+    pub(in crate::store) fn run(self, name: &ImageName) -> Result<Imported> {
         check(self.from)?;
         self.explained(match self.store.algorithm() {
             Algorithm::Sha256 => self.run_with::<Sha256HashValue>(name),
@@ -63,7 +69,7 @@ impl Import<'_> {
 
     /// Brings the objects of an image that are missing into the store again, from where it came from, and names
     /// nothing. The image that is there now: another one if the source has changed.
-    pub(super) fn repair(self, names: &[String]) -> Result<ObjectId> {
+    pub(in crate::store) fn repair(self, names: &[String]) -> Result<ObjectId> {
         check(self.from)?;
         self.explained(match self.store.algorithm() {
             Algorithm::Sha256 => self.repair_with::<Sha256HashValue>(names),
@@ -93,10 +99,10 @@ impl Import<'_> {
             _ => None,
         };
         // One that changes meanwhile is taken in as any other.
-        let scan = |folder: &Path| scan::scan(folder).ok().flatten();
+        let scan = |folder: &Path| folder_scan::scan(folder).ok().flatten();
         let found = folder.as_deref().and_then(scan);
         if let (Some(folder), Some(found), Rehash::Changed) = (&folder, &found, self.rehash)
-            && let Some(id) = scan::known(&store.files, folder, found)
+            && let Some(id) = folder_scan::known(&store.files, folder, found)
             && store.manifest(&id).exists()
             && check_import(store, &id, &begin, self.rehash, progress)?.as_before
         {
@@ -129,7 +135,7 @@ impl Import<'_> {
         // What was found at the end too, nobody changed meanwhile.
         if let (Some(folder), Some(found)) = (&folder, &found)
             && scan(folder).as_ref() == Some(found)
-            && let Err(error) = scan::remember(&store.files, folder, found, &imported.id)
+            && let Err(error) = folder_scan::remember(&store.files, folder, found, &imported.id)
         {
             tracing::debug!("the next import of this folder takes in all of it: {error}");
         }
@@ -157,7 +163,7 @@ impl Import<'_> {
                 let storage = match root {
                     Some(root) => Some(root.clone()),
                     None if rustix::process::geteuid().is_root() && std::env::var_os("STORAGE_OPTS").is_none() => {
-                        podman::storage_root()
+                        podman_storage()
                     }
                     None => None,
                 };
@@ -210,7 +216,7 @@ impl Import<'_> {
 }
 
 /// Forgets the OCI image that a name stands for, which would keep the image's objects from garbage collection.
-pub(super) fn forget_name(store: &Store, name: &str) -> Result<()> {
+pub(in crate::store) fn forget_name(store: &Store, name: &str) -> Result<()> {
     match store.algorithm() {
         Algorithm::Sha256 => forget_name_with::<Sha256HashValue>(store, name),
         Algorithm::Sha512 => forget_name_with::<Sha512HashValue>(store, name),
@@ -222,7 +228,7 @@ const COLLECTION_WAIT: Duration = Duration::from_secs(600);
 const COLLECTION_POLL: Duration = Duration::from_millis(100);
 
 /// Runs `collect` while nobody imports or changes names, with what OCI images need.
-pub(super) fn locked_for_collection<T>(
+pub(in crate::store) fn locked_for_collection<T>(
     store: &Store,
     how: Collect,
     collect: impl FnOnce(Streams) -> Result<T>,
@@ -305,7 +311,7 @@ fn live_streams<Hash: FsVerityHashValue>(repository: &Repository<Hash>) -> Resul
 }
 
 /// Writes the image `base` with the changes in `layer`, and all to the disk; see [`Store::commit`].
-pub(super) fn commit(store: &Store, base: &ObjectId, layer: impl Read) -> Result<ObjectId> {
+pub(in crate::store) fn commit(store: &Store, base: &ObjectId, layer: impl Read) -> Result<ObjectId> {
     let committed = match store.algorithm() {
         Algorithm::Sha256 => commit_with::<Sha256HashValue>(store, base, layer),
         Algorithm::Sha512 => commit_with::<Sha512HashValue>(store, base, layer),
@@ -317,7 +323,7 @@ fn commit_with<Hash: FsVerityHashValue>(store: &Store, base: &ObjectId, layer: i
     let repository = Repository::<Hash>::open_path(CWD, store.path())?;
     repository.ensure_writable()?;
     let manifest = fs::read(store.manifest(base)).with_context(|| format!("cannot read the manifest of {base}"))?;
-    let tree = super::layer::merge(&repository, &manifest, layer)?;
+    let tree = layer::merge(&repository, &manifest, layer)?;
     let id = tree.commit_image(&repository, None)?;
     repository.sync()?;
     Ok(object_id(&id))

@@ -12,11 +12,13 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::task::JoinSet;
 
-use super::bucket::{self, Bucket, ImageRecord, NameRecord, image_path, leaves_path, name_path, object_path, plain};
-use super::{Address, runtime};
 use crate::store::image::handle::Image;
 use crate::store::name::ImageName;
 use crate::store::objects::source::{Object, ObjectSource};
+use crate::store::objects::upstream::bucket::{
+    self, Bucket, ImageRecord, NameRecord, image_path, leaves_path, name_path, object_path, plain,
+};
+use crate::store::objects::upstream::{Address, runtime};
 
 /// Objects under way at a time: at 20 ms a request that is 1,600 objects a second.
 const PARALLEL: usize = 32;
