@@ -7,6 +7,7 @@ pub mod data;
 pub mod frames;
 pub mod fuse_uring;
 pub mod images;
+pub mod imports;
 pub mod lazyroot;
 pub mod s3;
 pub mod tree;

@@ -1,0 +1,202 @@
+//! Promises about the sources: arrows between files and rooms run one way, no file is long, and every folder says
+//! what lives in it. Needs no program and no root.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lazyroot_tests::imports::{self, Graph};
+
+/// Lines of a file, tests included.
+const LONGEST: usize = 500;
+
+/// The crates with rooms, and the order of those: each may import from those to its right, and not from those to its
+/// left. Other folders and files are rooms too, without an order. Cycles are forbidden for all.
+const CRATES: [(&str, &[&[&str]]); 4] = [
+    ("proto", &[]),
+    ("archive", &[]),
+    ("guest-init", &[&["init", "agent"], &["mount"], &["fuse"], &["ahead"], &["content"], &["link"]]),
+    ("host", &[&["cli"], &["vm"], &["serve"], &["store"]]),
+];
+
+/// The repository.
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the repository")
+}
+
+/// Fails if something is wrong that was not known, and if something known is no longer wrong.
+fn assert_wrong(wrong: BTreeSet<String>, known: &[&str]) {
+    let new: Vec<_> = wrong.iter().filter(|line| !known.contains(&line.as_str())).collect();
+    assert!(new.is_empty(), "{new:#?}");
+    let mended: Vec<_> = known.iter().filter(|line| !wrong.contains(**line)).collect();
+    assert!(mended.is_empty(), "remove these from the list of what is known to be wrong: {mended:#?}");
+}
+
+/// The crate's cycles, each named once: the crate and the files on the shortest way round.
+fn cycles(name: &str, graph: &Graph) -> BTreeSet<String> {
+    let ways = graph.keys().filter_map(|file| imports::cycle(graph, file));
+    ways.map(|mut way| {
+        let first = way.iter().enumerate().min_by_key(|(_, file)| *file).map_or(0, |(at, _)| at);
+        way.rotate_left(first);
+        let names: Vec<_> = way.iter().map(|file| file.with_extension("").display().to_string()).collect();
+        format!("{name}: {}", names.join(" -> "))
+    })
+    .collect()
+}
+
+/// The rooms: top folders of a crate, and its files beside them.
+fn rooms(graph: &Graph) -> Graph {
+    let room = |file: &Path| PathBuf::from(file.iter().next().expect("a name")).with_extension("");
+    let mut rooms = Graph::new();
+    for (from, targets) in graph.iter().filter(|(from, _)| from.as_path() != Path::new("lib.rs")) {
+        let from = room(from);
+        let targets = targets.iter().map(|to| room(to)).filter(|to| *to != from);
+        rooms.entry(from.clone()).or_default().extend(targets);
+    }
+    rooms
+}
+
+#[test]
+fn files_import_from_each_other_in_no_circle() {
+    let of_crate = |(name, _): &(&str, _)| cycles(name, &imports::graph(&top().join(name).join("src")));
+    assert_wrong(CRATES.iter().flat_map(of_crate).collect(), &KNOWN_CYCLES);
+}
+
+#[test]
+fn arrows_between_rooms_run_one_way() {
+    let mut wrong = BTreeSet::new();
+    for (name, order) in CRATES {
+        let graph = imports::graph(&top().join(name).join("src"));
+        let rooms = rooms(&graph);
+        wrong.extend(cycles(name, &rooms));
+        let places: BTreeMap<&str, usize> =
+            order.iter().enumerate().flat_map(|(at, rooms)| rooms.iter().map(move |room| (*room, at))).collect();
+        let missing = places.keys().filter(|room| !rooms.contains_key(Path::new(room)));
+        wrong.extend(missing.map(|room| format!("{name}: there is no room {room}")));
+        let place = |room: &Path| room.to_str().and_then(|room| places.get(room));
+        for (from, targets) in &rooms {
+            let against = targets.iter().filter(|to| place(from).zip(place(to)).is_some_and(|(from, to)| from > to));
+            wrong.extend(against.map(|to| format!("{name}: {} imports from {}", from.display(), to.display())));
+        }
+    }
+    assert_wrong(wrong, &KNOWN_ARROWS);
+}
+
+#[test]
+fn no_source_file_is_long() {
+    let lines = |file: &Path| fs::read_to_string(top().join(file)).expect("UTF-8").lines().count();
+    let long = imports::files(top()).into_iter().filter(|file| lines(file) > LONGEST);
+    assert_wrong(long.map(|file| file.display().to_string()).collect(), &KNOWN_LONG_FILES);
+}
+
+#[test]
+fn every_folder_says_what_lives_in_it() {
+    let mut wrong = BTreeSet::new();
+    for file in imports::files(top()) {
+        let Some(folder) = file.parent().filter(|folder| folder.iter().any(|part| part == "src")) else { continue };
+        let is_top = folder.ends_with("src") || folder.ends_with("src/bin");
+        let inside = top().join(folder).join("mod.rs");
+        let beside = top().join(folder).with_extension("rs");
+        let text = fs::read_to_string(inside).or_else(|_| fs::read_to_string(beside)).unwrap_or_default();
+        if !is_top && text.lines().take_while(|line| line.starts_with("//!")).count() < 2 {
+            wrong.insert(folder.display().to_string());
+        }
+    }
+    assert_wrong(wrong, &KNOWN_SILENT_FOLDERS);
+}
+
+const KNOWN_CYCLES: [&str; 55] = [
+    "guest-init: content/cache -> objects",
+    "guest-init: content/merkle -> objects",
+    "guest-init: content/small -> objects",
+    "guest-init: fuse/abi -> fuse/device -> fuse/ring/mod",
+    "guest-init: fuse/abi -> fuse/device -> fuse/ring/mod -> fuse/ring/entry",
+    "guest-init: init/cmdline -> mount/mod -> mount/disk -> init/settings",
+    "host: cli/background -> cli/mod -> cli/mount",
+    "host: cli/copy -> cli/mod",
+    "host: cli/doctor -> cli/mod",
+    "host: cli/doctor -> cli/source -> cli/mod",
+    "host: cli/exec -> cli/mod",
+    "host: cli/image -> cli/mod",
+    "host: cli/kernel -> cli/mod",
+    "host: cli/life -> cli/mod",
+    "host: cli/logs -> cli/mod",
+    "host: cli/manual -> cli/mod",
+    "host: cli/mod -> cli/mount",
+    "host: cli/mod -> cli/persist",
+    "host: cli/mod -> cli/profile",
+    "host: cli/mod -> cli/ps",
+    "host: cli/mod -> cli/run",
+    "host: cli/mod -> cli/serve",
+    "host: cli/mod -> cli/ssh",
+    "host: cli/mod -> cli/stats",
+    "host: cli/mod -> cli/stats -> cli/seen",
+    "host: cli/mod -> cli/store/mod",
+    "host: cli/mod -> cli/store/mod -> cli/store/push",
+    "host: cli/mod -> cli/store/mod -> cli/store/stats",
+    "host: cli/mod -> cli/trace",
+    "host: cli/store/copy -> cli/store/mod",
+    "host: cli/store/du -> cli/store/mod",
+    "host: cli/store/find -> cli/store/mod",
+    "host: cli/store/gc -> cli/store/mod",
+    "host: cli/store/list -> cli/store/mod",
+    "host: cli/store/mod -> cli/store/stat",
+    "host: cli/store/mod -> cli/store/verify",
+    "host: serve/activity -> serve/mod",
+    "host: serve/activity -> serve/mod -> serve/catalog -> serve/memory",
+    "host: serve/mod -> serve/peer",
+    "host: serve/mod -> serve/session",
+    "host: store/image/handle -> store/repo",
+    "host: store/image/handle -> store/repo -> store/image/remote_images",
+    "host: store/image/handle -> store/repo -> store/write/push",
+    "host: store/image/listing -> store/image/walk -> store/image/tree",
+    "host: store/image/tree -> store/image/walk",
+    "host: store/objects/cache/disk -> store/objects/cache/mod",
+    "host: store/objects/cache/flights -> store/objects/cache/mod",
+    "host: store/objects/upstream/bucket -> store/objects/upstream/mod",
+    "host: store/objects/upstream/mod -> store/objects/upstream/peer",
+    "host: store/repo -> store/write/composefs/mod",
+    "host: store/repo -> store/write/composefs/mod -> store/write/composefs/object_stamps",
+    "host: store/repo -> store/write/source",
+    "host: store/upkeep/gc -> store/write/composefs/mod",
+    "host: vm/accel -> vm/qemu",
+    "host: vm/console -> vm/hypervisor",
+];
+
+const KNOWN_ARROWS: [&str; 6] = [
+    "guest-init: agent -> init",
+    "guest-init: ahead -> objects",
+    "guest-init: content -> objects",
+    "guest-init: init -> mount",
+    "guest-init: mount imports from init",
+    "proto: frame -> reads",
+];
+
+const KNOWN_LONG_FILES: [&str; 15] = [
+    "guest-init/src/content/image_file.rs",
+    "guest-init/src/link/mod.rs",
+    "host/src/serve/see/waterfall.rs",
+    "host/src/store/image/tree.rs",
+    "host/src/store/objects/upstream/peer.rs",
+    "host/src/store/repo.rs",
+    "host/src/store/write/composefs/mod.rs",
+    "host/src/vm/instance.rs",
+    "host/src/vm/kernel.rs",
+    "host/src/vm/launch.rs",
+    "host/src/vm/unwrap.rs",
+    "tests/tests/store.rs",
+    "tests/tests/upkeep.rs",
+    "tests/tests/upstream.rs",
+    "tests/tests/verbs.rs",
+];
+
+const KNOWN_SILENT_FOLDERS: [&str; 8] = [
+    "guest-init/src/agent",
+    "guest-init/src/mount",
+    "host/src/cli",
+    "host/src/cli/store",
+    "host/src/store",
+    "host/src/store/write/composefs",
+    "host/src/vm",
+    "tests/src/bench/vm",
+];
