@@ -222,7 +222,7 @@ fn an_image_is_looked_into_without_mounting_it() {
     let tree = image.tree().unwrap();
     // Followed inside the image, whatever is on this machine.
     for path in ["/deep/er/still/page-again", "absolute/still/../still/page-again", "../../deep/relative"] {
-        assert_eq!(image.read_file(&store, path).unwrap(), pattern(4096), "{path}");
+        assert_eq!(image.read_file(store.source().as_ref(), path).unwrap(), pattern(4096), "{path}");
     }
     for path in ["/dangling", "/page/x", "/no", "/absolute/no", "/00"] {
         assert_eq!(tree.lookup(path).unwrap(), None, "{path}");
@@ -573,7 +573,7 @@ fn a_full_disk_is_one_clear_error_and_breaks_nothing() {
         store.source().read(&Object { id, size }, 0, &mut data).unwrap();
         assert_eq!(verity::digest(Algorithm::Sha256, &data), id);
     }
-    assert_eq!(image.read_file(&store, "large").unwrap(), pattern(3_000_001));
+    assert_eq!(image.read_file(store.source().as_ref(), "large").unwrap(), pattern(3_000_001));
 }
 
 struct Unmount<'a>(&'a Path);
@@ -636,7 +636,7 @@ fn a_sha512_repository_works_too() {
     let store = Store::at(&path).unwrap();
     assert_eq!(store.algorithm(), Algorithm::Sha512);
     let image = store.import(&Source::Directory(source.path().to_owned()), Some("x"), &Progress::hidden()).unwrap();
-    assert_eq!(image.read_file(&store, "/deep/large-too").unwrap(), pattern(3_000_001));
+    assert_eq!(image.read_file(store.source().as_ref(), "/deep/large-too").unwrap(), pattern(3_000_001));
     let large = Object { id: verity::digest(Algorithm::Sha512, &pattern(3_000_001)), size: 3_000_001 };
     assert_eq!(*store.source().leaves(&large).unwrap(), verity::leaves(Algorithm::Sha512, &pattern(3_000_001)));
 }

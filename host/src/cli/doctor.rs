@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::source::configured;
 use super::{Context, Format, output};
 use crate::settings::Settings;
-use crate::store::{Elsewhere, Store, UpstreamAddress, UpstreamSpec, check_upstream};
+use crate::store::{RemoteImages, Store, UpstreamAddress, UpstreamSpec, check_upstream};
 use crate::text::printable;
 use crate::vm;
 use crate::vm::arch::Arch;
@@ -276,7 +276,7 @@ fn upstreams(context: &Context) -> Vec<Finding> {
     if specs.is_empty() {
         return vec![good("upstreams", "none configured")];
     }
-    let mut findings = vec![match Elsewhere::open(&context.home, &[], settings.cache.size) {
+    let mut findings = vec![match RemoteImages::open(&context.home, &[], settings.cache.size) {
         Ok(_) => good("cache", "can be written"),
         Err(error) => bad("cache", format!("{error:#}"), "it is in the data folder: see 'home' above"),
     }];

@@ -10,7 +10,9 @@ use serde_json::json;
 use super::source::SourceArgs;
 use super::{Context, Format, output, print};
 use crate::complain::complain;
-use crate::store::{Aspect, Change, Node, Progress, Rehash, Removed, Source, Store, Tree};
+use crate::store::{
+    Aspect, Change, Node, Progress, Rehash, Removed, Source, Store, Tree, compare_trees, fetch_between,
+};
 use crate::text::printable_name;
 
 /// What to do with images.
@@ -236,7 +238,7 @@ struct Difference {
 
 fn diff(store: &Store, a: &str, b: &str, times: bool, format: Format) -> Result<ExitCode> {
     let (a, b) = (store.find_id(a)?, store.find_id(b)?);
-    let fetch = store.fetch(&a, &b)?;
+    let fetch = fetch_between(&store.index(&a)?, &store.index(&b)?)?;
     let (before, after) = (store.tree(&a)?, store.tree(&b)?);
     let worth = |change: &Change| times || change.what != [Aspect::Time];
     output(|out| {
@@ -244,7 +246,7 @@ fn diff(store: &Store, a: &str, b: &str, times: bool, format: Format) -> Result<
         if format == Format::Json {
             out.write_all(b"{\"changes\":[")?;
             let mut comma = "\n";
-            store.diff(&before, &after, |change| {
+            compare_trees(&before, &after, |change| {
                 if worth(&change) {
                     out.write_all(comma.as_bytes())?;
                     comma = ",\n";
@@ -260,7 +262,7 @@ fn diff(store: &Store, a: &str, b: &str, times: bool, format: Format) -> Result<
         }
         // Files and bytes, added and removed; files changed.
         let (mut added, mut removed, mut changed) = ((0, 0u64), (0, 0u64), 0);
-        store.diff(&before, &after, |change| {
+        compare_trees(&before, &after, |change| {
             if !worth(&change) {
                 return Ok(());
             }

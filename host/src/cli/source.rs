@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::Context;
 use crate::settings::Settings;
-use crate::store::{CacheSize, Elsewhere, Store, UpstreamAddress, UpstreamSpec};
+use crate::store::{CacheSize, RemoteImages, Store, UpstreamAddress, UpstreamSpec};
 use crate::vm::podman::PODMAN;
 
 /// Options of every verb that reads images which may be elsewhere.
@@ -59,7 +59,7 @@ impl SourceArgs {
             return Ok(store);
         }
         let size = self.cache_size.unwrap_or(settings.cache.size);
-        Ok(store.with_elsewhere(Elsewhere::open(&context.home, &specs, size)?))
+        Ok(store.with_remote_images(RemoteImages::open(&context.home, &specs, size)?))
     }
 
     /// A flag that names an upstream of the file has that one's other settings.

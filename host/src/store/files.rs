@@ -96,3 +96,14 @@ pub(super) fn remove_if_there(path: &Path) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+/// What is in a folder; nothing if it is not there.
+pub(in crate::store) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(vec![]);
+        }
+        entries => entries.with_context(|| format!("cannot list {}", dir.display()))?,
+    };
+    entries.map(|entry| Ok(entry?.path())).collect()
+}

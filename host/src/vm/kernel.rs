@@ -471,7 +471,7 @@ impl KernelFiles for ImageFiles<'_> {
     }
 
     fn read(&self, path: &str) -> Result<Vec<u8>> {
-        self.image.read_file(self.store, format!("/{path}"))
+        self.image.read_file(self.store.source().as_ref(), format!("/{path}"))
     }
 
     fn has(&self, path: &str) -> bool {

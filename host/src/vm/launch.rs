@@ -171,7 +171,7 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
         image_bytes: launch.image.index.total_bytes(),
         image_objects: launch.image.index.objects(),
         disk_bytes_written,
-        upstream: store.elsewhere().map(|elsewhere| elsewhere.traffic()),
+        upstream: store.remote_images().map(|remote| remote.traffic()),
     };
     Ok((status, Some(report)))
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Context, Format, output};
 use crate::cli::{runtime, seen, trace};
-use crate::store::{CacheUse, Elsewhere, Store, StoreStats, Trace};
+use crate::store::{CacheUse, RemoteImages, Store, StoreStats, Trace};
 use crate::text::printable;
 
 /// Objects that are listed as the hottest.
@@ -75,7 +75,7 @@ struct Reading {
 }
 
 pub(super) fn stats(args: &StatsArgs, store: &Store, context: &Context) -> Result<ExitCode> {
-    let cache = Elsewhere::cache_usage(&context.home);
+    let cache = RemoteImages::cache_usage(&context.home);
     let cache = cache.map(|(bytes, counted)| CacheStats { bytes, hit_ratio: counted.hit_ratio(), counted });
     let (hottest, reading) = runs(store, context)?;
     let all = All { store: store.stats()?, cache, hottest, reading };

@@ -9,9 +9,9 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
+use super::index::ImageIndex;
 use super::tree::Tree;
 use super::walk::{Kind, TreeEntry};
-use crate::store::repo::Store;
 
 /// One file that is not the same in two images.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,59 +71,55 @@ pub struct Fetch {
     pub shared_bytes: u64,
 }
 
-impl Store {
-    /// Hands every difference from one image to another to `see`, in manifest order.
-    ///
-    /// # Errors
-    /// If a manifest is damaged, or `see` fails.
-    pub fn diff(&self, before: &Tree, after: &Tree, mut see: impl FnMut(Change) -> Result<()>) -> Result<()> {
-        let (mut old, mut new) = (before.walk("/")?, after.walk("/")?);
-        let (mut left, mut right) = (old.next().transpose()?, new.next().transpose()?);
-        loop {
-            // Walks are in the order of paths, compared name by name, as `Path` compares.
-            let order = match (&left, &right) {
-                (None, None) => return Ok(()),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(left), Some(right)) => left.path.cmp(&right.path),
-            };
-            let old_entry = if order.is_le() { std::mem::replace(&mut left, old.next().transpose()?) } else { None };
-            let new_entry = if order.is_ge() { std::mem::replace(&mut right, new.next().transpose()?) } else { None };
-            let what = match (&old_entry, &new_entry) {
-                (Some(one), Some(other)) => changed(before, one, after, other)?,
-                _ => vec![],
-            };
-            let both = old_entry.is_some() && new_entry.is_some();
-            if !both || !what.is_empty() {
-                let size = |entry: &Option<TreeEntry>| {
-                    entry.as_ref().map(|entry| if entry.is_dir() { 0 } else { entry.size() })
-                };
-                let sizes = (size(&old_entry), size(&new_entry));
-                let path = new_entry.or(old_entry).map(|entry| entry.path).unwrap_or_default();
-                see(Change { path, before: sizes.0, after: sizes.1, what })?;
-            }
+/// Hands every difference from one image to another to `see`, in manifest order.
+///
+/// # Errors
+/// If a manifest is damaged, or `see` fails.
+pub fn compare_trees(before: &Tree, after: &Tree, mut see: impl FnMut(Change) -> Result<()>) -> Result<()> {
+    let (mut old, mut new) = (before.walk("/")?, after.walk("/")?);
+    let (mut left, mut right) = (old.next().transpose()?, new.next().transpose()?);
+    loop {
+        // Walks are in the order of paths, compared name by name, as `Path` compares.
+        let order = match (&left, &right) {
+            (None, None) => return Ok(()),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(left), Some(right)) => left.path.cmp(&right.path),
+        };
+        let old_entry = if order.is_le() { std::mem::replace(&mut left, old.next().transpose()?) } else { None };
+        let new_entry = if order.is_ge() { std::mem::replace(&mut right, new.next().transpose()?) } else { None };
+        let what = match (&old_entry, &new_entry) {
+            (Some(one), Some(other)) => changed(before, one, after, other)?,
+            _ => vec![],
+        };
+        let both = old_entry.is_some() && new_entry.is_some();
+        if !both || !what.is_empty() {
+            let size =
+                |entry: &Option<TreeEntry>| entry.as_ref().map(|entry| if entry.is_dir() { 0 } else { entry.size() });
+            let sizes = (size(&old_entry), size(&new_entry));
+            let path = new_entry.or(old_entry).map(|entry| entry.path).unwrap_or_default();
+            see(Change { path, before: sizes.0, after: sizes.1, what })?;
         }
-    }
-
-    /// What somebody who has all of image `have` would have to fetch for all of `want`.
-    ///
-    /// # Errors
-    /// If an index can neither be read nor made.
-    pub fn fetch(&self, have: &ObjectId, want: &ObjectId) -> Result<Fetch> {
-        let have: HashSet<ObjectId> = entries(&self.index(have)?.read()?)?.map(|(id, _)| id).collect();
-        let mut fetch = Fetch::default();
-        for (id, size) in entries(&self.index(want)?.read()?)? {
-            let (objects, bytes) = match have.contains(&id) {
-                true => (&mut fetch.shared_objects, &mut fetch.shared_bytes),
-                false => (&mut fetch.new_objects, &mut fetch.new_bytes),
-            };
-            *objects += 1;
-            *bytes = bytes.saturating_add(size);
-        }
-        Ok(fetch)
     }
 }
 
+/// What somebody who has all of image `have` would have to fetch for all of `want`.
+///
+/// # Errors
+/// If an index can neither be read nor made.
+pub fn fetch_between(have: &ImageIndex, want: &ImageIndex) -> Result<Fetch> {
+    let have: HashSet<ObjectId> = entries(&have.read()?)?.map(|(id, _)| id).collect();
+    let mut fetch = Fetch::default();
+    for (id, size) in entries(&want.read()?)? {
+        let (objects, bytes) = match have.contains(&id) {
+            true => (&mut fetch.shared_objects, &mut fetch.shared_bytes),
+            false => (&mut fetch.new_objects, &mut fetch.new_bytes),
+        };
+        *objects += 1;
+        *bytes = bytes.saturating_add(size);
+    }
+    Ok(fetch)
+}
 fn changed(before: &Tree, one: &TreeEntry, after: &Tree, other: &TreeEntry) -> Result<Vec<Aspect>> {
     let mut what = Vec::new();
     let mut note = |differs: bool, aspect: Aspect| {

@@ -9,7 +9,7 @@ use lazyroot_proto::ObjectId;
 use super::config::ImageConfig;
 use super::index::ImageIndex;
 use super::tree::Tree;
-use crate::store::Store;
+use crate::store::objects::source::ObjectSource;
 
 /// An image: a manifest (an EROFS image that holds the metadata of all its files) and the objects it names.
 #[derive(Clone, Debug)]
@@ -41,8 +41,8 @@ impl Image {
     ///
     /// # Errors
     /// As [`Image::tree`] and [`Tree::read_file`].
-    pub fn read_file(&self, store: &Store, path: impl AsRef<Path>) -> Result<Vec<u8>> {
-        self.tree()?.read_file(store.source().as_ref(), path)
+    pub fn read_file(&self, objects: &dyn ObjectSource, path: impl AsRef<Path>) -> Result<Vec<u8>> {
+        self.tree()?.read_file(objects, path)
     }
 }
 

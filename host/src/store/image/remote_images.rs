@@ -33,30 +33,31 @@ use crate::store::reads::boot_profile::Profile;
 const KEPT: usize = 64;
 
 /// Upstreams, the cache of their objects, and the images that came from them.
-pub struct Elsewhere {
-    pub(in crate::store) cached: Arc<CachedUpstreams>,
+pub struct RemoteImages {
+    /// Objects of these images, from the cache or an upstream.
+    pub(in crate::store) objects: Arc<CachedUpstreams>,
     files: Files,
 }
 
 /// What a reference stood for.
 #[derive(Serialize, Deserialize)]
-struct Reference {
+struct ReferenceRecord {
     image: String,
     name: Option<String>,
     config: Option<serde_json::Value>,
 }
 
-impl Elsewhere {
+impl RemoteImages {
     /// The upstreams that `specs` describe, and the cache in `home`.
     ///
     /// # Errors
     /// If a description makes no sense or the cache cannot be used.
     pub fn open(home: &Home, specs: &[Spec], cache_size: CacheSize) -> Result<Self> {
         let upstreams = specs.iter().map(upstream::open).collect::<Result<_>>()?;
-        let objects = home.data_dir("cache/objects")?;
-        let limit = cache_size.bytes(&objects)?;
-        let cached = Arc::new(CachedUpstreams::open(Upstreams::new(upstreams), &objects, limit)?);
-        Ok(Self { cached, files: Files::in_folder(home.data_dir("cache/images")?) })
+        let folder = home.data_dir("cache/objects")?;
+        let limit = cache_size.bytes(&folder)?;
+        let objects = Arc::new(CachedUpstreams::open(Upstreams::new(upstreams), &folder, limit)?);
+        Ok(Self { objects, files: Files::in_folder(home.data_dir("cache/images")?) })
     }
 
     /// Bytes in the cache in `home`, and how often it had what was wanted; `None` if there is none.
@@ -67,17 +68,17 @@ impl Elsewhere {
 
     /// What came from the upstreams so far.
     pub fn traffic(&self) -> Traffic {
-        self.cached.upstreams().traffic()
+        self.objects.upstreams().traffic()
     }
 
     /// The upstreams' names, for messages.
-    pub(in crate::store) fn names(&self) -> String {
-        self.cached.upstreams().names().collect::<Vec<_>>().join(", ")
+    pub(in crate::store) fn upstream_names(&self) -> String {
+        self.objects.upstreams().names().collect::<Vec<_>>().join(", ")
     }
 
     /// Whether an upstream imports images from sources.
     pub(in crate::store) fn imports(&self) -> bool {
-        self.cached.upstreams().import()
+        self.objects.upstreams().import()
     }
 
     /// The image that a reference stands for: a name, a digest, or (`is_source`) a source to import it from. A name is
@@ -93,7 +94,7 @@ impl Elsewhere {
             return self.image(id, manifest, None, config.as_deref()).map(Some);
         }
         let record = format!("names/{}", verity::digest(Algorithm::Sha256, reference.as_bytes()).to_hex());
-        let found = self.cached.upstreams().find(reference, is_source, |found| self.manifest(&found.id));
+        let found = self.objects.upstreams().find(reference, is_source, |found| self.manifest(&found.id));
         match found {
             Ok(None) => Ok(None),
             Ok(Some(Discovery { found, manifest, profile, upstream })) => {
@@ -121,7 +122,7 @@ impl Elsewhere {
     }
 
     fn last_known(&self, record: &str) -> Option<Image> {
-        let record: Reference = serde_json::from_slice(&self.files.read(record).ok()?).ok()?;
+        let record: ReferenceRecord = serde_json::from_slice(&self.files.read(record).ok()?).ok()?;
         let id = digest(&record.image)?;
         let config = record.config.map(|config| config.to_string().into_bytes());
         self.image(id, self.manifest(&id)?, record.name, config.as_deref()).ok()
@@ -152,7 +153,7 @@ impl Elsewhere {
         if let Some(config) = &found.config {
             self.files.write(&format!("{hex}.config"), config)?;
         }
-        let reference = Reference { image: found.id.to_string(), name: found.name.clone(), config };
+        let reference = ReferenceRecord { image: found.id.to_string(), name: found.name.clone(), config };
         self.files.write(record, &serde_json::to_vec(&reference)?)?;
         Ok(())
     }

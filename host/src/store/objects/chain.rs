@@ -4,29 +4,29 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::cache::CachedUpstreams;
-use super::local::RepositorySource;
+use super::local::LocalObjects;
 use super::source::{Object, ObjectError, ObjectSource};
 
 /// The repository first: what is there needs no copy in the cache.
 pub(in crate::store) struct Chain {
-    pub(in crate::store) local: Arc<RepositorySource>,
-    pub(in crate::store) elsewhere: Arc<CachedUpstreams>,
+    pub(in crate::store) local: Arc<LocalObjects>,
+    pub(in crate::store) remote: Arc<CachedUpstreams>,
 }
 
 impl Chain {
-    /// Asks elsewhere for what the repository could not give.
-    fn or_elsewhere<T>(
+    /// Asks the upstreams for what the repository could not give.
+    fn or_remote<T>(
         &self,
         object: &Object,
         local: Result<T, ObjectError>,
-        elsewhere: impl FnOnce(&CachedUpstreams) -> Result<T, ObjectError>,
+        remote: impl FnOnce(&CachedUpstreams) -> Result<T, ObjectError>,
     ) -> Result<T, ObjectError> {
         match local {
             Ok(found) => Ok(found),
-            Err(ObjectError::NotFound(_)) => elsewhere(&self.elsewhere),
+            Err(ObjectError::NotFound(_)) => remote(&self.remote),
             Err(error) => {
                 tracing::warn!("{error}; asking elsewhere for {}", object.id);
-                elsewhere(&self.elsewhere)
+                remote(&self.remote)
             }
         }
     }
@@ -35,11 +35,11 @@ impl Chain {
 impl ObjectSource for Chain {
     fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
         let local = self.local.read(object, offset, buf);
-        self.or_elsewhere(object, local, |elsewhere| elsewhere.read(object, offset, buf))
+        self.or_remote(object, local, |remote| remote.read(object, offset, buf))
     }
 
     fn read_cached(&self, object: &Object, offset: u64, buf: &mut [u8]) -> bool {
-        self.local.read_cached(object, offset, buf) || self.elsewhere.read_cached(object, offset, buf)
+        self.local.read_cached(object, offset, buf) || self.remote.read_cached(object, offset, buf)
     }
 
     fn cached_file(&self, object: &Object, offset: u64) -> Option<Arc<File>> {
@@ -47,11 +47,11 @@ impl ObjectSource for Chain {
     }
 
     fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
-        self.or_elsewhere(object, self.local.leaves(object), |elsewhere| elsewhere.leaves(object))
+        self.or_remote(object, self.local.leaves(object), |remote| remote.leaves(object))
     }
 
     fn read_leaves(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
         let local = self.local.read_leaves(object, offset, buf);
-        self.or_elsewhere(object, local, |elsewhere| elsewhere.read_leaves(object, offset, buf))
+        self.or_remote(object, local, |remote| remote.read_leaves(object, offset, buf))
     }
 }

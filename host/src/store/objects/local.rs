@@ -48,7 +48,7 @@ const CHUNK: usize = 1 << 20;
 const LEAF_LOCKS: usize = 64;
 
 /// The objects of a composefs repository on this machine.
-pub struct RepositorySource {
+pub struct LocalObjects {
     objects: OwnedFd,
     files: Files,
     open: Mutex<Recent<Arc<File>>>,
@@ -58,7 +58,7 @@ pub struct RepositorySource {
     computing: Vec<Mutex<()>>,
 }
 
-impl RepositorySource {
+impl LocalObjects {
     /// The objects of the repository at `path`.
     ///
     /// # Errors
@@ -164,7 +164,7 @@ impl Keep {
     }
 }
 
-impl ObjectSource for RepositorySource {
+impl ObjectSource for LocalObjects {
     fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
         let id = &object.id;
         let file = self.file(id, Keep::for_read(offset, buf.len()))?;
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     /// A repository's folder with these objects in it.
-    fn repository(objects: &[&[u8]]) -> (tempfile::TempDir, RepositorySource, Vec<Object>) {
+    fn repository(objects: &[&[u8]]) -> (tempfile::TempDir, LocalObjects, Vec<Object>) {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("objects")).unwrap();
         let objects: Vec<_> = objects.iter().map(|data| (object(Algorithm::Sha256, data), data)).collect();
@@ -284,7 +284,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, data).unwrap();
         }
-        let source = RepositorySource::open(dir.path()).unwrap();
+        let source = LocalObjects::open(dir.path()).unwrap();
         (dir, source, objects.into_iter().map(|(object, _)| object).collect())
     }
 
@@ -345,7 +345,7 @@ mod tests {
         assert_eq!(fs::read(&stored).unwrap(), expected);
         // A damaged file is recognised and replaced.
         fs::write(&stored, pattern(expected.len())).unwrap();
-        let again = RepositorySource::open(dir.path()).unwrap();
+        let again = LocalObjects::open(dir.path()).unwrap();
         assert_eq!(*again.leaves(&objects[1]).unwrap(), expected);
         assert_eq!(fs::read(&stored).unwrap(), expected);
         assert_eq!(fs::read_dir(dir.path().join("lazyroot/tmp")).unwrap().count(), 0);

@@ -7,6 +7,7 @@
 
 pub(in crate::store) mod cache;
 pub(in crate::store) mod chain;
+pub(in crate::store) mod check;
 pub(in crate::store) mod checked_copy;
 pub(in crate::store) mod local;
 pub(crate) mod lru;

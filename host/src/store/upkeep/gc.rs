@@ -15,9 +15,11 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::entries;
 use serde::Serialize;
 
+use crate::store::files::list;
 use crate::store::image::index;
-use crate::store::repo::Store;
+use crate::store::repository::store::Store;
 use crate::store::write::composefs;
+use crate::store::write::request::CollectionLock;
 
 /// What was removed, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -45,13 +47,6 @@ pub enum Collect {
     DryRun,
 }
 
-/// What OCI images need beside their manifests and content.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "garbage is collected on Linux"))]
-pub(in crate::store) struct Streams {
-    /// Objects that named streams lead to.
-    pub(in crate::store) objects: HashSet<ObjectId>,
-}
-
 impl Store {
     /// Removes what no named or used image needs. Waits for an import that is under way.
     ///
@@ -59,7 +54,11 @@ impl Store {
     /// If the store cannot be read or written, or it cannot be told what a named image needs, since its manifest is
     /// damaged; nothing is removed then.
     pub fn collect(&self, how: Collect) -> Result<Collected> {
-        composefs::locked_for_collection(self, how, |streams| Collection::new(self, how, streams)?.run())
+        let lock = match how {
+            Collect::Really => CollectionLock::Exclusive,
+            Collect::DryRun => CollectionLock::Shared,
+        };
+        composefs::locked_for_collection(self, lock, |live| Collection::new(self, how, live)?.run())
     }
 }
 
@@ -67,15 +66,16 @@ struct Collection<'a> {
     store: &'a Store,
     how: Collect,
     collected: Collected,
+    /// Objects that stay: at first those that named OCI streams lead to.
     live: HashSet<ObjectId>,
+    /// Images that stay.
     images: HashSet<ObjectId>,
 }
 
 impl<'a> Collection<'a> {
     /// Finds out what stays.
-    fn new(store: &'a Store, how: Collect, streams: Streams) -> Result<Self> {
-        let mut this =
-            Self { store, how, collected: Collected::default(), live: streams.objects, images: HashSet::new() };
+    fn new(store: &'a Store, how: Collect, live: HashSet<ObjectId>) -> Result<Self> {
+        let mut this = Self { store, how, collected: Collected::default(), live, images: HashSet::new() };
         for (name, id) in store.names()? {
             match fs::symlink_metadata(store.manifest(&id)) {
                 Ok(_) => this.keep(&id)?,
@@ -261,15 +261,4 @@ fn object_of_link(target: &Path) -> Option<ObjectId> {
     let name = name_of(target)?;
     let dir = name_of(target.parent()?)?;
     format!("{dir}{name}").parse().ok()
-}
-
-/// What is in a folder; nothing if it is not there.
-pub(in crate::store) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(dir) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(vec![]);
-        }
-        entries => entries.with_context(|| format!("cannot list {}", dir.display()))?,
-    };
-    entries.map(|entry| Ok(entry?.path())).collect()
 }

@@ -5,6 +5,8 @@
 
 pub(in crate::store) mod gc;
 pub(in crate::store) mod pins;
+pub(in crate::store) mod remove;
+pub(in crate::store) mod repair;
 pub(in crate::store) mod stats;
 pub(in crate::store) mod usage;
 pub(in crate::store) mod verify;

@@ -16,9 +16,9 @@ use anyhow::{Context, Result, bail};
 use lazyroot_proto::ObjectId;
 use serde::{Deserialize, Serialize};
 
-use super::gc::list;
+use crate::store::files::list;
 use crate::store::image::handle::Image;
-use crate::store::repo::Store;
+use crate::store::repository::store::Store;
 
 /// The folder of pins that need no process.
 const HELD: &str = "held";

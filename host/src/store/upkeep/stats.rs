@@ -10,7 +10,7 @@ use lazyroot_proto::index::entries;
 use serde::Serialize;
 
 use super::pins::PinRecord;
-use crate::store::repo::Store;
+use crate::store::repository::store::Store;
 
 /// Sums over a store.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -69,7 +69,7 @@ impl Store {
                 }
             }
         }
-        for id in self.present()? {
+        for id in self.object_ids()? {
             let path = self.path().join("objects").join(id.object_path());
             // It may be collected this very moment.
             let Ok(meta) = fs::symlink_metadata(path) else { continue };

@@ -9,7 +9,7 @@ use lazyroot_proto::index::{ObjectIndex, entries};
 use serde::Serialize;
 
 use crate::store::image::tree::Tree;
-use crate::store::repo::Store;
+use crate::store::repository::store::Store;
 
 /// Sums over a part of a tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::composefs;
 use crate::store::image::handle::Image;
 use crate::store::name::ImageName;
-use crate::store::repo::Store;
+use crate::store::repository::store::Store;
 
 impl Store {
     /// Makes an image of `base` and the upper layer of a guest of it, a stream of

@@ -11,7 +11,9 @@ pub(in crate::store) mod composefs;
 #[cfg(not(target_os = "linux"))]
 #[path = "unsupported.rs"]
 pub(in crate::store) mod composefs;
+pub(in crate::store) mod import;
 pub(in crate::store) mod push;
+pub(in crate::store) mod request;
 pub(in crate::store) mod source;
 
 pub use composefs::{podman_storage, serve_if_storage_helper};

@@ -19,6 +19,8 @@ use crate::store::objects::upstream::bucket::{
     self, Bucket, ImageRecord, NameRecord, image_path, leaves_path, name_path, object_path, plain,
 };
 use crate::store::objects::upstream::{Address, runtime};
+use crate::store::progress::Progress;
+use crate::store::repository::store::Store;
 
 /// Objects under way at a time: at 20 ms a request that is 1,600 objects a second.
 const PARALLEL: usize = 32;
@@ -45,11 +47,33 @@ pub struct Pushed {
     pub present_bytes: u64,
 }
 
+impl Store {
+    /// Sends an image to a bucket, under the name it was found by; what is there already is not sent.
+    ///
+    /// # Errors
+    /// If `to` is no bucket or cannot be written, or an object cannot be read.
+    pub fn push(&self, to: &Address, image: &Image, progress: &Progress) -> Result<Pushed> {
+        let name = image.name.as_deref().and_then(|name| name.parse().ok());
+        let profile = self.profile(&image.id).read().and_then(|profile| serde_json::to_vec(&profile).ok());
+        send(
+            to,
+            image,
+            name.as_ref(),
+            profile,
+            self.source(),
+            progress.bytes(
+                format!("pushing {}", image.name.as_deref().unwrap_or("the image")),
+                Some(image.index.total_bytes()),
+            ),
+        )
+    }
+}
+
 /// Sends `image`, whose objects `source` has, and names it there as it is named here.
 ///
 /// # Errors
 /// If the destination is no bucket or cannot be written, or an object cannot be read or is damaged.
-pub(in crate::store) fn push(
+fn send(
     to: &Address,
     image: &Image,
     name: Option<&ImageName>,

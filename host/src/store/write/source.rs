@@ -4,11 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use lazyroot_proto::ObjectId;
-
 use crate::store::name::ImageName;
-use crate::store::progress::Progress;
-use crate::store::repo::{Rehash, Store};
 
 /// Where an image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,23 +161,6 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
         Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
         _ => (text, None),
     }
-}
-
-/// An import: into what, from where, and how. What it does is in [`super::composefs`].
-#[derive(Clone, Copy)]
-pub(in crate::store) struct Import<'a> {
-    pub(in crate::store) store: &'a Store,
-    pub(in crate::store) from: &'a Source,
-    pub(in crate::store) rehash: Rehash,
-    pub(in crate::store) progress: &'a Progress,
-}
-
-/// What an import brought.
-pub(in crate::store) struct Imported {
-    /// The manifest's digest.
-    pub(in crate::store) id: ObjectId,
-    /// The OCI configuration, if the source has one.
-    pub(in crate::store) config: Option<Vec<u8>>,
 }
 
 #[cfg(test)]

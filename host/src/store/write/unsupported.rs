@@ -1,15 +1,16 @@
-//! What takes the place of `composefs.rs` where that cannot be: composefs repositories are written on Linux alone.
+//! The functions of `composefs/mod.rs` for systems where composefs does not compile: repositories are written on Linux
+//! alone.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use lazyroot_proto::ObjectId;
 
-use super::source::{Import, Imported};
+use super::request::{CollectionLock, ImportRequest, Imported};
 use crate::store::name::ImageName;
-use crate::store::repo::Store;
-use crate::store::upkeep::gc::{Collect, Streams};
+use crate::store::repository::store::Store;
 
 /// A repository of SHA-256, as composefs describes it.
 const META: &str = r#"{"version":1,"algorithm":"fsverity-sha256-12","features":{"compatible":[],"read-only-compatible":["v1_erofs"],"incompatible":[]},"erofs_formats":{"default":1}}"#;
@@ -31,25 +32,23 @@ pub fn podman_storage() -> Option<PathBuf> {
     None
 }
 
-impl Import<'_> {
-    pub(in crate::store) fn run(self, _name: &ImageName) -> Result<Imported> {
-        self.refuse()
-    }
+pub(in crate::store) fn import(request: ImportRequest<'_>, _name: &ImageName) -> Result<Imported> {
+    refuse(request)
+}
 
-    pub(in crate::store) fn repair(self, _names: &[String]) -> Result<ObjectId> {
-        self.refuse()
-    }
+pub(in crate::store) fn repair(request: ImportRequest<'_>, _names: &[String]) -> Result<ObjectId> {
+    refuse(request)
+}
 
-    fn refuse<T>(self) -> Result<T> {
-        let Self { store: _store, from, rehash: _rehash, progress: _progress } = self;
-        bail!("cannot import {from}: importing needs Linux, for example the podman machine")
-    }
+fn refuse<T>(request: ImportRequest<'_>) -> Result<T> {
+    let ImportRequest { store: _store, from, rehash: _rehash, progress: _progress } = request;
+    bail!("cannot import {from}: importing needs Linux, for example the podman machine")
 }
 
 pub(in crate::store) fn locked_for_collection<T>(
     _store: &Store,
-    _how: Collect,
-    _collect: impl FnOnce(Streams) -> Result<T>,
+    _lock: CollectionLock,
+    _collect: impl FnOnce(HashSet<ObjectId>) -> Result<T>,
 ) -> Result<T> {
     bail!("garbage is collected on Linux, for example in the podman machine")
 }

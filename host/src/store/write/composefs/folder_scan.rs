@@ -10,14 +10,14 @@ use std::time::SystemTime;
 
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 
-use super::file_states::{FileState, Seen};
+use super::folder_record::{FileState, record_name};
 use crate::store::files::Files;
 
 /// A folder's digest, and those of the files in it. Attributes and the targets of links are in it by their inodes' ctimes.
 ///
 /// # Errors
 /// If the folder cannot be looked at. `None` if something changed so recently that a later change might not be seen.
-pub(in crate::store) fn scan(folder: &Path) -> io::Result<Option<ObjectId>> {
+pub(super) fn scan(folder: &Path) -> io::Result<Option<ObjectId>> {
     let mut record = Vec::new();
     let settled = look(folder, &fs::symlink_metadata(folder)?, SystemTime::now(), &mut record)?;
     Ok(settled.then(|| verity::digest(Algorithm::Sha256, &record)))
@@ -55,19 +55,19 @@ fn look(path: &Path, meta: &Metadata, now: SystemTime, record: &mut Vec<u8>) -> 
 }
 
 /// The image that a folder was imported as, if it was as it is now.
-pub(in crate::store) fn known(files: &Files, folder: &Path, now: &ObjectId) -> Option<ObjectId> {
+pub(super) fn image_of(files: &Files, folder: &Path, now: &ObjectId) -> Option<ObjectId> {
     let text = String::from_utf8(files.read(&name(folder)).ok()?).ok()?;
     let (then, image) = text.split_once(' ')?;
     (then == now.to_hex()).then(|| image.parse().ok())?
 }
 
 /// Remembers the image that a folder is imported as.
-pub(in crate::store) fn remember(files: &Files, folder: &Path, now: &ObjectId, image: &ObjectId) -> io::Result<()> {
+pub(super) fn save(files: &Files, folder: &Path, now: &ObjectId, image: &ObjectId) -> io::Result<()> {
     files.write(&name(folder), format!("{} {}", now.to_hex(), image.to_hex()).as_bytes())
 }
 
 fn name(folder: &Path) -> String {
-    format!("{}.folder", Seen::name(folder))
+    format!("{}.folder", record_name(folder))
 }
 
 #[cfg(test)]
@@ -90,9 +90,9 @@ mod tests {
         let before = scan(&root).unwrap().unwrap();
         assert_eq!(scan(&root).unwrap(), Some(before));
         let files = Files::new(dir.path());
-        remember(&files, &root, &before, &before).unwrap();
-        assert_eq!(known(&files, &root, &before), Some(before));
-        assert_eq!(known(&files, &root.join("a"), &before), None);
+        save(&files, &root, &before, &before).unwrap();
+        assert_eq!(image_of(&files, &root, &before), Some(before));
+        assert_eq!(image_of(&files, &root.join("a"), &before), None);
         let time = File::open(root.join("a/b/file")).unwrap().metadata().unwrap().modified().unwrap();
         fs::write(root.join("a/b/file"), "y").unwrap();
         File::options().write(true).open(root.join("a/b/file")).unwrap().set_modified(time).unwrap();
@@ -100,6 +100,6 @@ mod tests {
         std::thread::sleep(Duration::from_millis(3100));
         let after = scan(&root).unwrap().unwrap();
         assert_ne!(after, before);
-        assert_eq!(known(&files, &root, &after), None);
+        assert_eq!(image_of(&files, &root, &after), None);
     }
 }

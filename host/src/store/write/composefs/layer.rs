@@ -31,7 +31,7 @@ const OVERLAY_INSIDE: &[u8] = b"trusted.overlay.overlay.";
 ///
 /// # Errors
 /// If the base or the layer is damaged, or the repository cannot be written.
-pub(in crate::store) fn merge<Hash: FsVerityHashValue>(
+pub(super) fn merge<Hash: FsVerityHashValue>(
     repository: &Repository<Hash>,
     base: &[u8],
     layer: impl Read,

@@ -27,18 +27,18 @@ pub fn storage_root() -> Option<PathBuf> {
 }
 
 /// Two folders of one file system, both reached through a mount of this process' own.
-pub(in crate::store) struct SideBySide {
+pub(super) struct SideBySide {
     _mount: OwnedFd,
     /// The composefs repository.
-    pub(in crate::store) repository: PathBuf,
+    pub(super) repository: PathBuf,
     /// podman's storage.
-    pub(in crate::store) storage: PathBuf,
+    pub(super) storage: PathBuf,
 }
 
 impl SideBySide {
     /// Both folders without what is mounted on `storage/overlay`. `None` if that is not what keeps them apart, or
     /// this user may not do it: then whatever can be shared is shared without this.
-    pub(in crate::store) fn new(repository: &Path, storage: &Path) -> Option<Self> {
+    pub(super) fn new(repository: &Path, storage: &Path) -> Option<Self> {
         let repository = repository.canonicalize().ok()?;
         let storage = storage.canonicalize().ok()?;
         let mount = mount_id(&repository).ok()?;

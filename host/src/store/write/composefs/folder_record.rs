@@ -28,7 +28,7 @@ const NUMBERS: usize = 3 * 8 + 2 * (8 + 4);
 
 /// A file at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) struct FileState {
+pub(super) struct FileState {
     device: u64,
     inode: u64,
     size: u64,
@@ -37,7 +37,7 @@ pub(in crate::store) struct FileState {
 }
 
 impl FileState {
-    pub(in crate::store) fn of(meta: &std::fs::Metadata) -> Self {
+    pub(super) fn of(meta: &std::fs::Metadata) -> Self {
         Self {
             device: meta.dev(),
             inode: meta.ino(),
@@ -48,55 +48,50 @@ impl FileState {
     }
 
     /// Whether a change now might leave it as it is.
-    pub(in crate::store) fn is_recent(&self, now: SystemTime) -> bool {
+    pub(super) fn is_recent(&self, now: SystemTime) -> bool {
         let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else { return true };
         let limit = now.saturating_sub(TOO_RECENT).as_secs() as i64;
         self.modified.0 >= limit || self.changed.0 >= limit
     }
 }
 
-/// The memory of one folder: what was, and what is found now.
-pub(in crate::store) struct Seen {
+/// Which object each file of a folder was at the last import, and is at this one.
+pub(super) struct FolderRecord {
     name: String,
     algorithm: Algorithm,
     before: HashMap<(u64, u64), (FileState, ObjectId)>,
     now: Mutex<Vec<(FileState, ObjectId)>>,
 }
 
-impl Seen {
-    /// What is remembered of the folder at `path`.
-    pub(in crate::store) fn load(files: &Files, path: &Path, algorithm: Algorithm) -> Self {
-        let name = Self::name(path);
+impl FolderRecord {
+    /// What the last import of the folder at `path` recorded.
+    pub(super) fn load(files: &Files, path: &Path, algorithm: Algorithm) -> Self {
+        let name = record_name(path);
         let entries = files.read(&name).ok().and_then(|bytes| parse(&bytes, algorithm)).unwrap_or_default();
         let before = entries.into_iter().map(|(state, id)| ((state.device, state.inode), (state, id))).collect();
         Self { name, algorithm, before, now: Mutex::default() }
     }
 
-    /// Remembers nothing of before.
-    pub(in crate::store) fn forgotten(path: &Path, algorithm: Algorithm) -> Self {
-        Self { name: Self::name(path), algorithm, before: HashMap::new(), now: Mutex::default() }
-    }
-
-    /// Paths are long, and of any bytes.
-    pub(in crate::store) fn name(path: &Path) -> String {
-        format!("seen/{}", verity::digest(Algorithm::Sha256, path.as_os_str().as_bytes()).to_hex())
+    /// Knows nothing of an earlier import.
+    pub(super) fn empty(path: &Path, algorithm: Algorithm) -> Self {
+        Self { name: record_name(path), algorithm, before: HashMap::new(), now: Mutex::default() }
     }
 
     /// The object that a file was, if it did not change since.
-    pub(in crate::store) fn object(&self, state: &FileState) -> Option<ObjectId> {
+    pub(super) fn object(&self, state: &FileState) -> Option<ObjectId> {
         let (before, id) = self.before.get(&(state.device, state.inode))?;
         (before == state).then_some(*id)
     }
 
     /// A file in this state is this object.
-    pub(in crate::store) fn add(&self, state: FileState, id: ObjectId) {
+    pub(super) fn add(&self, state: FileState, id: ObjectId) {
         if !state.is_recent(SystemTime::now()) {
             self.now.lock().expect("no panic under the lock").push((state, id));
         }
     }
 
     /// Writes down what was found, if it is not what was known.
-    pub(in crate::store) fn save(&self, files: &Files) -> io::Result<()> {
+    pub(super) fn save(&self, files: &Files) -> io::Result<()> {
         let now = self.now.lock().expect("no panic under the lock");
         let unchanged = now.len() == self.before.len() && now.iter().all(|(state, id)| self.object(state) == Some(*id));
         if unchanged {
@@ -118,6 +113,11 @@ impl Seen {
         bytes.extend_from_slice(verity::digest(self.algorithm, &bytes).as_bytes());
         files.write(&self.name, &bytes)
     }
+}
+
+/// The file of a folder's record, below lazyroot's own folder. Paths are long, and of any bytes.
+pub(super) fn record_name(path: &Path) -> String {
+    format!("seen/{}", verity::digest(Algorithm::Sha256, path.as_os_str().as_bytes()).to_hex())
 }
 
 fn parse(bytes: &[u8], algorithm: Algorithm) -> Option<Vec<(FileState, ObjectId)>> {
@@ -143,27 +143,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_seen_is_found_again_and_nothing_else() {
+    fn what_was_recorded_is_found_again_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path());
         let state = |inode, changed| FileState { device: 7, inode, size: 9, modified: (5, 6), changed: (changed, 0) };
         let id = |byte: u8| verity::digest(Algorithm::Sha256, &[byte]);
-        let seen = Seen::load(&files, Path::new("/a"), Algorithm::Sha256);
-        seen.add(state(1, 10), id(1));
-        seen.add(state(2, 10), id(2));
+        let record = FolderRecord::load(&files, Path::new("/a"), Algorithm::Sha256);
+        record.add(state(1, 10), id(1));
+        record.add(state(2, 10), id(2));
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
-        seen.add(state(3, now), id(3));
-        seen.save(&files).unwrap();
-        let again = Seen::load(&files, Path::new("/a"), Algorithm::Sha256);
+        record.add(state(3, now), id(3));
+        record.save(&files).unwrap();
+        let again = FolderRecord::load(&files, Path::new("/a"), Algorithm::Sha256);
         assert_eq!(again.object(&state(1, 10)), Some(id(1)));
         assert_eq!(again.object(&state(1, 11)), None, "it changed");
         assert_eq!(again.object(&state(3, now)), None, "it may have changed within the same second");
-        assert_eq!(Seen::load(&files, Path::new("/b"), Algorithm::Sha256).object(&state(1, 10)), None);
+        assert_eq!(FolderRecord::load(&files, Path::new("/b"), Algorithm::Sha256).object(&state(1, 10)), None);
         // A damaged memory is no memory.
         let path = files.path(&again.name);
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[60] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        assert_eq!(Seen::load(&files, Path::new("/a"), Algorithm::Sha256).object(&state(1, 10)), None);
+        assert_eq!(FolderRecord::load(&files, Path::new("/a"), Algorithm::Sha256).object(&state(1, 10)), None);
     }
 }
