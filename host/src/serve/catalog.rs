@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use anyhow::{Context, Result};
 use lazyroot_proto::index::ObjectIndex;
-use lazyroot_proto::{ObjectId, verity};
+use lazyroot_proto::{ObjectId, Verified};
 
 use super::{Memory, ProfileUse};
 use crate::store::objects::lru::Recent;
@@ -36,7 +36,7 @@ pub struct ServedImage {
     /// Where what guests read is remembered, if it is.
     pub memory: Option<Memory>,
     /// The level above the leaves, of large objects that were read last.
-    branches: Mutex<Recent<Arc<[u8]>>>,
+    branches: Mutex<Recent<Verified>>,
     /// Objects that turned out unreadable in the middle of a reply.
     broken: Mutex<HashSet<ObjectId>>,
     _pin: Option<Pin>,
@@ -96,20 +96,19 @@ impl ServedImage {
         }
         let mut nodes = self.branches(object)?;
         for _ in 1..level {
-            nodes = verity::level_above(object.id.algorithm(), &nodes).into();
+            nodes = nodes.block_hashes(object.id.algorithm());
         }
         copy_nodes(object, &nodes, offset, buffer)
     }
 
     /// The level above the object's leaves.
-    fn branches(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+    fn branches(&self, object: &Object) -> Result<Verified, ObjectError> {
         let kept = || self.branches.lock().expect("no panic under the lock");
         let known = kept().get(&object.id);
         if let Some(branches) = known {
             return Ok(branches);
         }
-        let leaves = self.source.leaves(object)?;
-        let branches: Arc<[u8]> = verity::level_above(object.id.algorithm(), &leaves).into();
+        let branches = self.source.leaves(object)?.block_hashes(object.id.algorithm());
         kept().insert(object.id, branches.len(), branches.clone());
         Ok(branches)
     }

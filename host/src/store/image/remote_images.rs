@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use lazyroot_proto::index::ObjectIndex;
-use lazyroot_proto::{Algorithm, ObjectId, verity};
+use lazyroot_proto::{Algorithm, ObjectId, Unverified, Verified, verity};
 use serde::{Deserialize, Serialize};
 
 use super::config::ImageConfig;
@@ -25,7 +25,7 @@ use super::tree::Tree;
 use crate::home::Home;
 use crate::store::files::Files;
 use crate::store::objects::cache::{CacheSize, CacheUse, CachedUpstreams};
-use crate::store::objects::upstream::verified::Discovery;
+use crate::store::objects::upstream::Discovery;
 use crate::store::objects::upstream::{self, Found, Spec, Traffic, Upstreams};
 use crate::store::reads::boot_profile::Profile;
 
@@ -129,20 +129,19 @@ impl RemoteImages {
     }
 
     /// A manifest that was kept; `None` if it was not, or is damaged.
-    fn manifest(&self, id: &ObjectId) -> Option<Vec<u8>> {
+    fn manifest(&self, id: &ObjectId) -> Option<Verified> {
         let name = id.to_hex();
-        let manifest = self.files.read(&name).ok()?;
-        if verity::digest(id.algorithm(), &manifest) != *id {
+        let Ok(manifest) = Unverified::from(self.files.read(&name).ok()?).verify_object(id) else {
             tracing::warn!("the kept manifest of image {id} is damaged: it is fetched again");
             return None;
-        }
+        };
         if let Ok(file) = File::open(self.files.path(&name)) {
             let _ = file.set_times(FileTimes::new().set_modified(SystemTime::now()));
         }
         Some(manifest)
     }
 
-    fn keep(&self, record: &str, found: &Found, manifest: &[u8]) -> Result<()> {
+    fn keep(&self, record: &str, found: &Found, manifest: &Verified) -> Result<()> {
         self.files.sweep();
         let hex = found.id.to_hex();
         if !self.files.path(&hex).exists() || self.manifest(&found.id).is_none() {
@@ -176,14 +175,15 @@ impl RemoteImages {
         }
     }
 
-    fn image(&self, id: ObjectId, manifest: Vec<u8>, name: Option<String>, config: Option<&[u8]>) -> Result<Image> {
+    fn image(&self, id: ObjectId, manifest: Verified, name: Option<String>, config: Option<&[u8]>) -> Result<Image> {
         let (hex, index_name) = (id.to_hex(), format!("{}.index", id.to_hex()));
         let known = self.files.read(&index_name).ok().and_then(|bytes| ObjectIndex::from_bytes(&bytes).ok());
         let index = match known.filter(|index| index.algorithm() == id.algorithm()) {
             Some(index) => index,
             // Computed, not fetched: so it is as trustworthy as the manifest.
             None => {
-                let index = Tree::new(&id, manifest)?.objects().context("the upstream's manifest is unusable")?;
+                let index =
+                    Tree::of_verified(&id, manifest)?.objects().context("the upstream's manifest is unusable")?;
                 self.files.write(&index_name, &index.to_bytes())?;
                 index
             }

@@ -5,19 +5,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::ops::{Bound, RangeBounds};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use erofs_rs::EroFS;
-use erofs_rs::backend::Image as Backend;
 use erofs_rs::types::{Inode, Layout};
 use lazyroot_proto::index::ObjectIndex;
-use lazyroot_proto::{Algorithm, ObjectId, verity};
+use lazyroot_proto::{Algorithm, ObjectId, Unverified, Verified};
 use rustix::fs::FileType;
 
 use super::listing::{Folder, Listing, Name};
+use super::manifest::Manifest;
 use super::walk::{TreeEntry, Walk};
 use crate::store::objects::checked_copy;
 use crate::store::objects::source::{Object, ObjectSource};
@@ -37,7 +36,7 @@ const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 
 /// An image's file tree.
 pub struct Tree {
-    erofs: EroFS<Bytes>,
+    erofs: EroFS<Manifest>,
     algorithm: Algorithm,
 }
 
@@ -92,13 +91,21 @@ impl Tree {
     /// # Errors
     /// If the bytes do not match the digest or are no EROFS image.
     pub fn new(id: &ObjectId, manifest: Vec<u8>) -> Result<Self> {
-        let algorithm = id.algorithm();
-        ensure!(
-            verity::digest(algorithm, &manifest) == *id,
-            "the manifest of image {id} is damaged: its content does not match its digest; import the image again"
-        );
-        let erofs = EroFS::new(Bytes(manifest)).with_context(|| format!("the manifest of image {id} is damaged"))?;
-        Ok(Self { erofs, algorithm })
+        let verified = Unverified::from(manifest).verify_object(id).map_err(|_| {
+            anyhow!(
+                "the manifest of image {id} is damaged: its content does not match its digest; import the image again"
+            )
+        });
+        Self::of_verified(id, verified?)
+    }
+
+    /// The tree in the manifest of the image with this id.
+    ///
+    /// # Errors
+    /// If that is no EROFS image.
+    pub(super) fn of_verified(id: &ObjectId, manifest: Verified) -> Result<Self> {
+        let erofs = EroFS::new(Manifest(manifest)).with_context(|| format!("the manifest of image {id} is damaged"))?;
+        Ok(Self { erofs, algorithm: id.algorithm() })
     }
 
     /// Whether `path` leads to something, symbolic links followed inside the image.
@@ -451,31 +458,10 @@ fn join(path: &[(Vec<u8>, Inode)]) -> Vec<u8> {
     if joined.is_empty() { b"/".to_vec() } else { joined }
 }
 
-/// A manifest in memory. Not mapped: a file that shrinks under a mapping kills the process.
-pub(in crate::store) struct Bytes(Vec<u8>);
-
-impl Backend for Bytes {
-    fn get<R: RangeBounds<u64>>(&self, range: R) -> Option<&[u8]> {
-        let start = match range.start_bound() {
-            Bound::Included(&start) => start,
-            Bound::Excluded(&start) => start.checked_add(1)?,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(&end) => end.checked_add(1)?,
-            Bound::Excluded(&end) => end,
-            Bound::Unbounded => self.len(),
-        };
-        self.0.get(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
-    }
-
-    fn len(&self) -> u64 {
-        self.0.len() as u64
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use lazyroot_proto::verity;
+
     use super::*;
 
     #[test]

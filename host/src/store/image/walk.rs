@@ -17,7 +17,8 @@ use erofs_rs::types::Inode;
 use erofs_rs::{EroFS, WalkDir};
 use rustix::fs::FileType;
 
-use super::tree::{Bytes, DAMAGED, is_whiteout};
+use super::manifest::Manifest;
+use super::tree::{DAMAGED, is_whiteout};
 use crate::text::printable_name;
 
 /// The longest path in bytes: `PATH_MAX` less the final NUL.
@@ -164,7 +165,7 @@ impl TreeEntry {
 /// The files of an image below a path, in manifest order.
 pub struct Walk<'a> {
     start: Option<TreeEntry>,
-    below: Option<WalkDir<'a, Bytes>>,
+    below: Option<WalkDir<'a, Manifest>>,
     folders: HashSet<u64>,
     /// How many more names there can be.
     left: u64,
@@ -172,7 +173,7 @@ pub struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     pub(in crate::store) fn new(
-        erofs: &'a EroFS<Bytes>,
+        erofs: &'a EroFS<Manifest>,
         start: Option<TreeEntry>,
         levels: Option<usize>,
     ) -> Result<Self> {

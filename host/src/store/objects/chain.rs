@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use lazyroot_proto::Verified;
+
 use super::cache::CachedUpstreams;
 use super::local::LocalObjects;
 use super::source::{Object, ObjectError, ObjectSource};
@@ -46,7 +48,7 @@ impl ObjectSource for Chain {
         self.local.cached_file(object, offset)
     }
 
-    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+    fn leaves(&self, object: &Object) -> Result<Verified, ObjectError> {
         self.or_remote(object, self.local.leaves(object), |remote| remote.leaves(object))
     }
 

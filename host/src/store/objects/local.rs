@@ -15,8 +15,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use lazyroot_proto::ObjectId;
-use lazyroot_proto::verity::{self, LeafHasher};
+use lazyroot_proto::verity::LeafHasher;
+use lazyroot_proto::{ObjectId, Unverified, Verified};
 use rustix::fs::{Mode, OFlags};
 
 use super::lru::Recent;
@@ -52,7 +52,7 @@ pub struct LocalObjects {
     objects: OwnedFd,
     files: Files,
     open: Mutex<Recent<Arc<File>>>,
-    leaves: Mutex<Recent<Arc<[u8]>>>,
+    leaves: Mutex<Recent<Verified>>,
     /// Files of leaves that are too many for memory, verified when they were opened.
     leaves_files: Mutex<Recent<Arc<File>>>,
     computing: Vec<Mutex<()>>,
@@ -116,9 +116,8 @@ impl LocalObjects {
     }
 
     /// The leaves as they were written before, if they are still those of `id`.
-    fn stored_leaves(&self, id: &ObjectId, name: &str, size: u64) -> Option<Vec<u8>> {
-        let leaves = self.files.read(name).ok()?;
-        (verity::digest_of_leaves(id.algorithm(), &leaves, size) == Some(*id)).then_some(leaves)
+    fn stored_leaves(&self, id: &ObjectId, name: &str, size: u64) -> Option<Verified> {
+        Unverified::from(self.files.read(name).ok()?).verify_level(id, size, 0).ok()
     }
 
     /// Reads all of an object. Its size in bytes, if its content matches its id.
@@ -128,7 +127,7 @@ impl LocalObjects {
         Ok(file.metadata().map_err(|error| object_error(*id, error))?.len())
     }
 
-    fn compute_leaves(&self, id: &ObjectId, file: &File) -> Result<Vec<u8>, ObjectError> {
+    fn compute_leaves(&self, id: &ObjectId, file: &File) -> Result<Verified, ObjectError> {
         let mut hasher = LeafHasher::new(id.algorithm());
         let size = file.metadata().map_err(|error| object_error(*id, error))?.len();
         // Most objects are small.
@@ -145,8 +144,7 @@ impl LocalObjects {
                 Err(error) => return Err(object_error(*id, error)),
             }
         }
-        let (found, leaves) = hasher.finish();
-        if found == *id { Ok(leaves) } else { Err(ObjectError::Corrupt(*id)) }
+        hasher.verify(id).map_err(|_| ObjectError::Corrupt(*id))
     }
 }
 
@@ -193,7 +191,7 @@ impl ObjectSource for LocalObjects {
         self.kept(&object.id, Keep::Open).filter(|file| nowait::read_exact_at(file, &mut [0], offset))
     }
 
-    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+    fn leaves(&self, object: &Object) -> Result<Verified, ObjectError> {
         let id = &object.id;
         let known = || self.leaves.lock().unwrap_or_else(PoisonError::into_inner).get(id);
         if let Some(leaves) = known() {
@@ -207,8 +205,8 @@ impl ObjectSource for LocalObjects {
         let file = self.file(id, Keep::Closed)?;
         let size = file.metadata().map_err(|error| object_error(*id, error))?.len();
         let name = leaves_name(id);
-        let leaves: Arc<[u8]> = match self.stored_leaves(id, &name, size) {
-            Some(leaves) => leaves.into(),
+        let leaves = match self.stored_leaves(id, &name, size) {
+            Some(leaves) => leaves,
             None => {
                 let leaves = self.compute_leaves(id, &file).inspect_err(|_| self.forget(id))?;
                 if size >= WORTH_WRITING
@@ -216,7 +214,7 @@ impl ObjectSource for LocalObjects {
                 {
                     tracing::debug!("leaves of {id} stay in memory: {error}");
                 }
-                leaves.into()
+                leaves
             }
         };
         self.leaves.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, leaves.len(), leaves.clone());
@@ -270,7 +268,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
-    use lazyroot_proto::Algorithm;
+    use lazyroot_proto::{Algorithm, verity};
 
     use super::*;
 

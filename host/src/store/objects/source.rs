@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use lazyroot_proto::ObjectId;
+use lazyroot_proto::{ObjectId, Verified};
 
 /// An object as an image's index lists it. Its size is known before anything of it is read, so no source has to be
 /// asked for it, and what a source sends can be checked.
@@ -69,8 +69,9 @@ pub trait ObjectSource: Send + Sync {
         None
     }
 
-    /// The object's Merkle leaves ([`lazyroot_proto::verity`]), computed once per object and kept.
-    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError>;
+    /// The object's Merkle leaves ([`lazyroot_proto::verity`]), computed once per object and kept. They are those of the
+    /// id; whether the object has the size that `object` says, they do not tell.
+    fn leaves(&self, object: &Object) -> Result<Verified, ObjectError>;
 
     /// Fills `buf` with the object's leaves from byte `offset` on, which lie inside them; like [`ObjectSource::read`], not
     /// verified. Those of a very large object need not all be in memory for that.

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
-use lazyroot_proto::verity;
+use lazyroot_proto::{Unverified, Verified};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::task::JoinSet;
@@ -33,6 +33,9 @@ const PARTS: usize = 4;
 
 /// Uploads in parts that may break off before the push does.
 const UPLOAD_TRIES: usize = 5;
+
+/// What is said of an object that does not match its digest.
+const DAMAGED: &str = "it is damaged here: 'lazyroot store verify' names the files that hold it";
 
 /// What a push did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -140,17 +143,16 @@ async fn push_object(store: &Arc<dyn ObjectStore>, source: Arc<dyn ObjectSource>
     }
     if object.size <= bucket::WHOLE_MAX {
         let data = read(&source, object, 0, object.size as usize).await?;
-        let found = verity::digest(object.id.algorithm(), &data);
-        ensure!(found == object.id, "it is damaged here: 'lazyroot store verify' names the files that hold it");
-        store.put(&path, data.into()).await.map_err(|error| plain(&error))?;
+        let data = data.verify_object(&object.id).map_err(|_| anyhow!(DAMAGED))?;
+        store.put(&path, data.into_bytes().into()).await.map_err(|error| plain(&error))?;
         return Ok(true);
     }
     let of = source.clone();
     let leaves = tokio::task::spawn_blocking(move || of.leaves(&object)).await??;
-    store.put(&leaves_path(&object.id), leaves.to_vec().into()).await.map_err(|error| plain(&error))?;
+    store.put(&leaves_path(&object.id), leaves.clone().into_bytes().into()).await.map_err(|error| plain(&error))?;
     if object.size <= PART as u64 {
-        let data = read_checked(&source, object, &leaves, 0).await?;
-        store.put(&path, data.into()).await.map_err(|error| plain(&error))?;
+        let data = read_part(&source, object, &leaves, 0).await?;
+        store.put(&path, data.into_bytes().into()).await.map_err(|error| plain(&error))?;
         return Ok(true);
     }
     let mut tries = 0;
@@ -177,7 +179,7 @@ async fn send_parts(
     path: &Path,
     source: &Arc<dyn ObjectSource>,
     object: Object,
-    leaves: &[u8],
+    leaves: &Verified,
 ) -> Result<object_store::Result<()>> {
     let mut upload = match store.put_multipart(path).await {
         Ok(upload) => upload,
@@ -186,9 +188,9 @@ async fn send_parts(
     let sent = async {
         let (mut offset, mut under_way) = (0, JoinSet::new());
         while offset < object.size {
-            let part = read_checked(source, object, leaves, offset).await?;
+            let part = read_part(source, object, leaves, offset).await?;
             offset += part.len() as u64;
-            under_way.spawn(upload.put_part(part.into()));
+            under_way.spawn(upload.put_part(part.into_bytes().into()));
             if under_way.len() == PARTS
                 && let Some(Err(error)) = under_way.join_next().await.transpose()?
             {
@@ -210,20 +212,18 @@ async fn send_parts(
     sent
 }
 
-/// A part of a large object, checked against its leaves.
-async fn read_checked(source: &Arc<dyn ObjectSource>, object: Object, leaves: &[u8], offset: u64) -> Result<Vec<u8>> {
+/// A part of a large object.
+async fn read_part(source: &Arc<dyn ObjectSource>, object: Object, leaves: &Verified, offset: u64) -> Result<Verified> {
     let len = (object.size - offset).min(PART as u64) as usize;
     let data = read(source, object, offset, len).await?;
-    let matches = verity::range_matches(object.id.algorithm(), leaves, offset, &data);
-    ensure!(matches, "it is damaged here: 'lazyroot store verify' names the files that hold it");
-    Ok(data)
+    data.verify_range(object.id.algorithm(), offset, leaves).map_err(|_| anyhow!(DAMAGED))
 }
 
-async fn read(source: &Arc<dyn ObjectSource>, object: Object, offset: u64, len: usize) -> Result<Vec<u8>> {
+async fn read(source: &Arc<dyn ObjectSource>, object: Object, offset: u64, len: usize) -> Result<Unverified> {
     let source = source.clone();
     let read = move || {
         let mut data = vec![0; len];
-        source.read(&object, offset, &mut data).map(|()| data)
+        source.read(&object, offset, &mut data).map(|()| data.into())
     };
     Ok(tokio::task::spawn_blocking(read).await??)
 }
@@ -237,11 +237,12 @@ async fn push_image(
 ) -> Result<()> {
     let put = async |path: Path, bytes: Vec<u8>| store.put(&path, bytes.into()).await.map_err(|error| plain(&error));
     let manifest = tokio::fs::read(&image.manifest).await.context("cannot read the manifest")?;
-    ensure!(verity::digest(image.id.algorithm(), &manifest) == image.id, "the manifest of {} is damaged", image.id);
+    let manifest = Unverified::from(manifest).verify_object(&image.id);
+    let manifest = manifest.map_err(|_| anyhow!("the manifest of {} is damaged", image.id))?;
     let index = image.index.read()?;
     let config = image.config.as_ref().map(|config| serde_json::from_slice(&config.to_oci())).transpose()?;
     let record = ImageRecord { manifest_size: manifest.len() as u64, index_size: index.len() as u64, config };
-    put(image_path(&image.id, "manifest"), manifest).await?;
+    put(image_path(&image.id, "manifest"), manifest.into_bytes().into()).await?;
     put(image_path(&image.id, "index"), index).await?;
     if let Some(profile) = profile {
         put(image_path(&image.id, "profile"), profile).await?;

@@ -30,6 +30,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
+use lazyroot_proto::verified::Mismatch;
+use lazyroot_proto::{Unverified, Verified};
 use rustix::fs::FlockOperation;
 
 use super::{Key, Part};
@@ -120,8 +122,8 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Fills `buf` from byte `offset` of an entry that this process has checked before. `false` if it has not, or the
-    /// entry is gone.
+    /// Fills `buf` from byte `offset` of an entry that this process has checked before. It is not checked again: these are
+    /// bytes from a disk, as those of the repository are. `false` if it was not checked, or the entry is gone.
     pub(super) fn read(&self, key: Key, offset: u64, buf: &mut [u8]) -> bool {
         let shared = &self.shared;
         let Some(touched) = shared.known().get(&shared.hash(key)).copied() else { return false };
@@ -143,25 +145,28 @@ impl Disk {
                 .is_some_and(|file| nowait::read_exact_at(&file, buf, offset))
     }
 
-    /// A whole entry if `is_good` says so; one that is not is removed.
-    pub(super) fn load(&self, key: Key, is_good: impl FnOnce(&[u8]) -> bool) -> Option<Vec<u8>> {
+    /// A whole entry, if it is verified; one that is not is removed.
+    pub(super) fn load(
+        &self,
+        key: Key,
+        verify: impl FnOnce(Unverified) -> Result<Verified, Mismatch>,
+    ) -> Option<Verified> {
         let shared = &self.shared;
         let path = shared.path(key);
-        let data = fs::read(&path).ok()?;
-        if !is_good(&data) {
+        let Ok(data) = verify(fs::read(&path).ok()?.into()) else {
             tracing::warn!("the cache's entry {} is damaged: it is fetched again", path.display());
             shared.known().remove(&shared.hash(key));
             let _ = fs::remove_file(&path);
             return None;
-        }
+        };
         if let Ok(file) = File::open(&path) {
             shared.touch(&file, key);
         }
         Some(data)
     }
 
-    /// Keeps an entry that was checked. That it cannot be written is no error: it is fetched again another time.
-    pub(super) fn store(&self, key: Key, data: &[u8]) {
+    /// Keeps an entry. That it cannot be written is no error: it is fetched again another time.
+    pub(super) fn store(&self, key: Key, data: &Verified) {
         let shared = &self.shared;
         // One entry must not push out all others.
         if (data.len() as u64).saturating_mul(4) > shared.limit {
@@ -395,6 +400,10 @@ mod tests {
         Key { id: verity::digest(Algorithm::Sha256, &number.to_le_bytes()), part: Part::Whole }
     }
 
+    fn verified(data: &[u8]) -> Verified {
+        Unverified::from(data.to_vec()).verify_object(&verity::digest(Algorithm::Sha256, data)).unwrap()
+    }
+
     fn disk(limit: u64) -> (tempfile::TempDir, Disk) {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::open(&dir.path().join("cache"), limit).unwrap();
@@ -418,7 +427,7 @@ mod tests {
         settle(&disk);
         let ago = |seconds| FileTimes::new().set_modified(SystemTime::now() - Duration::from_secs(seconds));
         for number in 0..200 {
-            disk.store(key(number), &[number as u8; 100_000]);
+            disk.store(key(number), &verified(&[number as u8; 100_000]));
             let file = OpenOptions::new().write(true).open(disk.shared.path(key(number)));
             // Entry 3 is in use all the time.
             if let Ok(file) = file {
@@ -436,7 +445,7 @@ mod tests {
     fn the_usage_is_what_many_threads_wrote_together() {
         let (_dir, disk) = disk(1 << 30);
         settle(&disk);
-        let content = vec![7; 40_000];
+        let content = verified(&[7; 40_000]);
         std::thread::scope(|scope| {
             for thread in 0..8 {
                 let (disk, content) = (&disk, &content);
@@ -450,14 +459,15 @@ mod tests {
     #[test]
     fn a_damaged_entry_is_removed_and_never_read_by_a_process_that_did_not_write_it() {
         let (dir, disk) = disk(16 << 20);
-        disk.store(key(1), b"content");
+        disk.store(key(1), &verified(b"content"));
         let other = Disk::open(&dir.path().join("cache"), 16 << 20).unwrap();
+        let is_content = |data: Unverified| data.verify_object(&verity::digest(Algorithm::Sha256, b"content"));
         assert!(!other.read(key(1), 0, &mut [0; 7]), "not checked yet");
         fs::write(disk.shared.path(key(1)), b"c0ntent").unwrap();
-        assert_eq!(other.load(key(1), |data| data == b"content"), None);
+        assert_eq!(other.load(key(1), is_content), None);
         assert!(!disk.shared.path(key(1)).exists());
-        disk.store(key(1), b"content");
-        assert_eq!(other.load(key(1), |data| data == b"content").as_deref(), Some(&b"content"[..]));
+        disk.store(key(1), &verified(b"content"));
+        assert_eq!(other.load(key(1), is_content).as_deref(), Some(&b"content"[..]));
         let mut part = [0; 3];
         assert!(other.read(key(1), 4, &mut part) && &part == b"ent");
         assert!(!other.read(key(1), 5, &mut part), "beyond the end");

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use lazyroot_proto::Verified;
+
 use super::Key;
 
 /// What a flight brings, or why it does not.
-pub(super) type Outcome = Result<Arc<[u8]>, String>;
+pub(super) type Outcome = Result<Verified, String>;
 
 /// What is under way in this process.
 #[derive(Default)]

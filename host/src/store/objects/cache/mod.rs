@@ -1,8 +1,12 @@
 //! Upstreams behind a cache that every VM and every process of the user shares.
 //!
 //! Small objects are fetched and kept whole. Of larger ones, pieces of 64 KiB are, the ones that are read, next to the
-//! Merkle leaves that prove them. Whatever comes in has been checked ([`super::upstream::verified`]), and is fetched
-//! once however many want it: within a process they share the flight, and processes hold a lock while they fetch.
+//! Merkle leaves that prove them. What is kept and given out is [`Verified`]: upstreams return nothing else, and what a
+//! file of the cache holds is [`Unverified`] until this process has checked it. A range of a file that was checked is
+//! read again without a check, as bytes of the local repository are: those are plain bytes.
+//!
+//! Whatever is wanted is fetched once however many want it: within a process they share the flight, and processes hold a
+//! lock while they fetch.
 
 mod disk;
 mod flights;
@@ -12,10 +16,11 @@ mod tally;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
-use lazyroot_proto::{ObjectId, verity};
+use lazyroot_proto::verified::Mismatch;
+use lazyroot_proto::{ObjectId, Unverified, Verified};
 
 use super::lru::Recent;
 use super::source::{Object, ObjectError, ObjectSource};
@@ -68,7 +73,7 @@ pub struct CachedUpstreams {
     disk: Option<Disk>,
     tally: Option<Tally>,
     flights: Flights,
-    leaves: Mutex<Recent<Arc<[u8]>>>,
+    leaves: Mutex<Recent<Verified>>,
 }
 
 impl CachedUpstreams {
@@ -106,16 +111,16 @@ impl CachedUpstreams {
     fn entry(
         &self,
         key: Key,
-        is_good: impl Fn(&[u8]) -> bool,
-        fetch: impl FnOnce() -> Result<Arc<[u8]>, ObjectError>,
-    ) -> Result<Arc<[u8]>, ObjectError> {
+        verify: impl Fn(Unverified) -> Result<Verified, Mismatch>,
+        fetch: impl FnOnce() -> Result<Verified, ObjectError>,
+    ) -> Result<Verified, ObjectError> {
         let claim = match self.flights.join(key) {
             Joined::Passenger(flight) => {
                 return flight.wait().map_err(|why| ObjectError::Unavailable { id: key.id, why });
             }
             Joined::Pilot(claim) => claim,
         };
-        let load = |disk: &Disk| disk.load(key, &is_good).map(Arc::<[u8]>::from);
+        let load = |disk: &Disk| disk.load(key, &verify);
         let mut data = self.disk.as_ref().and_then(load);
         // Another process may fetch it: once it lets us in, it is there.
         let _locked = match data {
@@ -132,17 +137,16 @@ impl CachedUpstreams {
         }
         let fetched = fetch();
         self.miss(fetched.as_ref().map_or(0, |data| data.len()));
-        claim.land(fetched.as_ref().map(Arc::clone).map_err(ObjectError::to_string));
+        claim.land(fetched.as_ref().map(Verified::clone).map_err(ObjectError::to_string));
         if let (Some(disk), Ok(data)) = (&self.disk, &fetched) {
             disk.store(key, data);
         }
         fetched
     }
 
-    fn whole(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+    fn whole(&self, object: &Object) -> Result<Verified, ObjectError> {
         let key = Key { id: object.id, part: Part::Whole };
-        let is_good = |data: &[u8]| verity::digest(object.id.algorithm(), data) == object.id;
-        self.entry(key, is_good, || self.upstreams.whole(object).map(Into::into))
+        self.entry(key, |data| data.verify_object(&object.id), || self.upstreams.whole(object))
     }
 
     /// Reads a range of an object that is kept in pieces.
@@ -175,17 +179,23 @@ impl CachedUpstreams {
     }
 
     /// Gets pieces that follow one another: what is on disk from there, the rest with one request for each gap.
-    fn fetch_run(&self, object: &Object, leaves: &[u8], run: Vec<(Wanted<'_>, Claim<'_>)>) -> Result<(), ObjectError> {
+    fn fetch_run(
+        &self,
+        object: &Object,
+        leaves: &Verified,
+        run: Vec<(Wanted<'_>, Claim<'_>)>,
+    ) -> Result<(), ObjectError> {
         let _locked = self.disk.as_ref().map(|disk| disk.lock(run.iter().map(|(wanted, _)| wanted.key)));
         let mut gap: Vec<(Wanted<'_>, Claim<'_>)> = Vec::new();
         for (mut wanted, claim) in run {
-            let is_good = |data: &[u8]| {
-                data.len() == wanted.len && verity::range_matches(object.id.algorithm(), leaves, wanted.start(), data)
+            let verify = |data: Unverified| match data.len() == wanted.len {
+                true => data.verify_range(object.id.algorithm(), wanted.start(), leaves),
+                false => Err(Mismatch { found: None }),
             };
-            if let Some(piece) = self.disk.as_ref().and_then(|disk| disk.load(wanted.key, is_good)) {
+            if let Some(piece) = self.disk.as_ref().and_then(|disk| disk.load(wanted.key, verify)) {
                 wanted.fill(&piece);
                 self.hit(wanted.buf.len());
-                claim.land(Ok(piece.into()));
+                claim.land(Ok(piece));
                 continue;
             }
             if gap.last().is_some_and(|(last, _)| last.number + 1 != wanted.number) {
@@ -197,22 +207,27 @@ impl CachedUpstreams {
     }
 
     /// Fetches pieces that follow one another with one request.
-    fn fetch_gap(&self, object: &Object, leaves: &[u8], gap: Vec<(Wanted<'_>, Claim<'_>)>) -> Result<(), ObjectError> {
+    fn fetch_gap(
+        &self,
+        object: &Object,
+        leaves: &Verified,
+        gap: Vec<(Wanted<'_>, Claim<'_>)>,
+    ) -> Result<(), ObjectError> {
         let Some((first, _)) = gap.first() else { return Ok(()) };
         let len = gap.iter().map(|(wanted, _)| wanted.len).sum();
         let fetched = self.upstreams.range(object, leaves, first.start(), len);
-        let mut rest = fetched.as_deref().unwrap_or_default();
+        let mut rest = fetched.as_ref().map_or_else(|_| Verified::empty(), Verified::clone);
         for (mut wanted, claim) in gap {
-            let Some((piece, later)) = rest.split_at_checked(wanted.len) else {
+            if rest.len() < wanted.len {
                 claim.land(Err(fetched.as_ref().map(|_| String::new()).unwrap_or_else(ObjectError::to_string)));
                 continue;
-            };
-            rest = later;
-            wanted.fill(piece);
+            }
+            let piece = rest.split_to(wanted.len);
+            wanted.fill(&piece);
             self.miss(piece.len());
-            claim.land(Ok(piece.into()));
+            claim.land(Ok(piece.clone()));
             if let Some(disk) = &self.disk {
-                disk.store(wanted.key, piece);
+                disk.store(wanted.key, &piece);
             }
         }
         fetched.map(|_| ())
@@ -258,18 +273,17 @@ impl ObjectSource for CachedUpstreams {
         cached
     }
 
-    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
+    fn leaves(&self, object: &Object) -> Result<Verified, ObjectError> {
         let known = self.leaves.lock().unwrap_or_else(PoisonError::into_inner).get(&object.id);
         if let Some(leaves) = known {
             return Ok(leaves);
         }
-        let algorithm = object.id.algorithm();
-        let leaves: Arc<[u8]> = if object.size <= WHOLE_MAX {
-            verity::leaves(algorithm, &self.whole(object)?).into()
+        let leaves = if object.size <= WHOLE_MAX {
+            self.whole(object)?.block_hashes(object.id.algorithm())
         } else {
             let key = Key { id: object.id, part: Part::Leaves };
-            let is_good = |leaves: &[u8]| verity::digest_of_leaves(algorithm, leaves, object.size) == Some(object.id);
-            self.entry(key, is_good, || self.upstreams.leaves(object))?
+            let verify = |leaves: Unverified| leaves.verify_level(&object.id, object.size, 0);
+            self.entry(key, verify, || self.upstreams.leaves(object))?
         };
         self.leaves.lock().unwrap_or_else(PoisonError::into_inner).insert(object.id, leaves.len(), leaves.clone());
         Ok(leaves)
@@ -317,10 +331,11 @@ fn pieces<'a>(object: &Object, offset: u64, buf: &'a mut [u8]) -> Vec<Wanted<'a>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
-    use lazyroot_proto::Algorithm;
+    use lazyroot_proto::{Algorithm, verity};
 
     use super::*;
     use crate::store::objects::upstream::{Found, Upstream};
@@ -345,24 +360,6 @@ mod tests {
         }
     }
 
-    impl ObjectSource for One {
-        fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
-            self.asked.fetch_add(1, Ordering::Relaxed);
-            std::thread::sleep(Duration::from_millis(20));
-            assert_eq!(*object, self.object);
-            buf.copy_from_slice(&self.data[offset as usize..][..buf.len()]);
-            if self.damaged {
-                buf[buf.len() / 2] ^= 1;
-            }
-            Ok(())
-        }
-
-        fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
-            assert_eq!(*object, self.object);
-            Ok(verity::leaves(Algorithm::Sha256, &self.data).into())
-        }
-    }
-
     impl Upstream for One {
         fn name(&self) -> &str {
             if self.damaged { "the bad one" } else { "the good one" }
@@ -376,8 +373,22 @@ mod tests {
         fn find(&self, _reference: &str) -> Result<Option<Found>> {
             Ok(None)
         }
-        fn manifest(&self, _image: &Found) -> Result<Vec<u8>> {
+        fn manifest(&self, _image: &Found) -> Result<Unverified> {
             anyhow::bail!("it has none")
+        }
+        fn read(&self, object: &Object, offset: u64, len: usize) -> Result<Unverified, ObjectError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(*object, self.object);
+            let mut data = self.data[offset as usize..][..len].to_vec();
+            if self.damaged {
+                data[len / 2] ^= 1;
+            }
+            Ok(data.into())
+        }
+        fn leaves(&self, object: &Object) -> Result<Unverified, ObjectError> {
+            assert_eq!(*object, self.object);
+            Ok(verity::leaves(Algorithm::Sha256, &self.data).into())
         }
     }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use lazyroot_proto::{ObjectId, verity};
+use lazyroot_proto::{ObjectId, Unverified, verity};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Found, Upstream, runtime};
 use crate::store::name::ImageName;
-use crate::store::objects::source::{Object, ObjectError, ObjectSource};
+use crate::store::objects::source::{Object, ObjectError};
 
 /// The layout's version.
 const VERSION: u32 = 1;
@@ -118,6 +118,13 @@ impl Bucket {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(plain(&error)),
         }
+    }
+
+    fn read_range(&self, object: &Object, offset: u64, len: usize) -> Result<Vec<u8>, ObjectError> {
+        let end = offset + len as u64;
+        let range = if (offset, end) == (0, object.size) { None } else { Some(offset..end) };
+        let data = self.read_file(&object.id, object_path(&object.id).into(), range)?;
+        if data.len() == len { Ok(data) } else { Err(ObjectError::Short { id: object.id, offset, end }) }
     }
 
     fn read_file(&self, id: &ObjectId, path: String, range: Option<Range<u64>>) -> Result<Vec<u8>, ObjectError> {
@@ -238,28 +245,6 @@ fn connect(url: &str) -> Result<Arc<dyn ObjectStore>> {
     })
 }
 
-impl ObjectSource for Bucket {
-    fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
-        let end = offset + buf.len() as u64;
-        let range = if (offset, end) == (0, object.size) { None } else { Some(offset..end) };
-        let data = self.read_file(&object.id, object_path(&object.id).into(), range)?;
-        if data.len() != buf.len() {
-            return Err(ObjectError::Short { id: object.id, offset, end });
-        }
-        buf.copy_from_slice(&data);
-        Ok(())
-    }
-
-    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
-        if object.size > WHOLE_MAX {
-            return self.read_file(&object.id, leaves_path(&object.id).into(), None).map(Into::into);
-        }
-        let mut data = vec![0; object.size as usize];
-        self.read(object, 0, &mut data)?;
-        Ok(verity::leaves(object.id.algorithm(), &data).into())
-    }
-}
-
 impl Upstream for Bucket {
     fn name(&self) -> &str {
         &self.name
@@ -289,8 +274,20 @@ impl Upstream for Bucket {
         Ok(Some(Found { id, manifest_size: record.manifest_size, name, config }))
     }
 
-    fn manifest(&self, image: &Found) -> Result<Vec<u8>> {
-        self.get(image_path(&image.id, "manifest").into(), None).map_err(|error| plain(&error))
+    fn manifest(&self, image: &Found) -> Result<Unverified> {
+        self.get(image_path(&image.id, "manifest").into(), None).map(Into::into).map_err(|error| plain(&error))
+    }
+
+    fn read(&self, object: &Object, offset: u64, len: usize) -> Result<Unverified, ObjectError> {
+        self.read_range(object, offset, len).map(Into::into)
+    }
+
+    fn leaves(&self, object: &Object) -> Result<Unverified, ObjectError> {
+        if object.size > WHOLE_MAX {
+            return self.read_file(&object.id, leaves_path(&object.id).into(), None).map(Into::into);
+        }
+        let data = self.read_range(object, 0, object.size as usize)?;
+        Ok(verity::leaves(object.id.algorithm(), &data).into())
     }
 
     fn profile(&self, image: &Found) -> Option<Vec<u8>> {

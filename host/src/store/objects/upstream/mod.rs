@@ -1,69 +1,28 @@
-//! Other places that have images: another lazyroot, or a bucket.
+//! Other places that have images: another lazyroot (`peer`, over what `dial` connects), or a bucket (`bucket`).
 //!
-//! What they send is not trusted: [`verified`] checks everything against the digests of the image.
+//! What they send is [`Unverified`](lazyroot_proto::Unverified): nobody can read it. [`Upstreams`] asks them in turn and
+//! checks what comes against the digests of the image, so that nothing but [`Verified`](lazyroot_proto::Verified) bytes
+//! leaves this folder; hints, such as what boots read, are what they are. What was fetched is kept by the neighbour,
+//! `cache`. Which upstreams there are is told by the command line and the settings (`address`), not here.
 
 mod address;
 pub(in crate::store) mod bucket;
 mod dial;
+mod link_speed;
 mod peer;
 mod podman_machine;
 pub(in crate::store) mod runtime;
-pub(in crate::store) mod verified;
+mod source;
+mod upstreams;
 
 use std::sync::Arc;
 
 use anyhow::Result;
-use lazyroot_proto::ObjectId;
 
 pub use address::{Address, Compression, Spec};
-pub use verified::{Traffic, Upstreams};
-
-use super::source::ObjectSource;
-
-/// An image as an upstream describes it.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// The manifest's digest.
-    pub id: ObjectId,
-    /// The manifest's size in bytes.
-    pub manifest_size: u64,
-    /// Its name there, if it was found by one.
-    pub name: Option<String>,
-    /// Its OCI configuration, JSON.
-    pub config: Option<Vec<u8>>,
-}
-
-/// Somewhere else that has images and their objects. As an [`ObjectSource`] it gives bytes that nobody has checked.
-pub trait Upstream: ObjectSource {
-    /// As the user wrote it.
-    fn name(&self) -> &str;
-
-    /// Whether it takes sources of images (`containers-storage:NAME`) as references, and imports from them.
-    fn imports(&self) -> bool;
-
-    /// Whether it can be asked, and is what we take it for.
-    ///
-    /// # Errors
-    /// If not; the message says why.
-    fn check(&self) -> Result<()>;
-
-    /// The image that a reference (a name, a digest or a source) stands for; `None` if there is none.
-    ///
-    /// # Errors
-    /// If the upstream cannot be asked, or cannot import.
-    fn find(&self, reference: &str) -> Result<Option<Found>>;
-
-    /// The image's manifest, not checked.
-    ///
-    /// # Errors
-    /// If it cannot be had.
-    fn manifest(&self, image: &Found) -> Result<Vec<u8>>;
-
-    /// What boots of the image read, if that is known there: a hint, which need not be true.
-    fn profile(&self, _image: &Found) -> Option<Vec<u8>> {
-        None
-    }
-}
+pub use source::{Found, Upstream};
+pub(in crate::store) use upstreams::Discovery;
+pub use upstreams::{Traffic, Upstreams};
 
 /// The upstream that `spec` describes. Nothing is connected yet.
 ///

@@ -19,14 +19,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use lazyroot_proto::frame::{self, ErrorCode, HEADER, Header, Hello, HostMessage, MAX_READ, Role};
 use lazyroot_proto::peer::{self, ObjectRange, Packing, PeerReply, PeerRequest};
-use lazyroot_proto::{ObjectId, verity};
+use lazyroot_proto::{ObjectId, Unverified, verity};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
 use super::dial::{Dial, Stream};
+use super::link_speed::Meter;
 use super::{Compression, Found, Upstream, runtime};
-use crate::store::objects::source::{Object, ObjectError, ObjectSource};
+use crate::store::objects::source::{Object, ObjectError};
 
 /// How long a connection may take until the far end's first frame: podman starts its ssh in a second or two, and a
 /// machine that sleeps needs some to wake.
@@ -63,16 +64,6 @@ const WINDOW: usize = 8;
 
 /// Frames shorter than this say little about the link: they may have come in one piece.
 const WORTH_MEASURING: u32 = 16 << 10;
-
-/// The link is judged anew after so many bytes.
-const SAMPLE: u64 = 1 << 20;
-
-/// Links slower than this (bytes a second) are worth compressing for, if zstd's fastest level takes in some 400 MB/s on
-/// one core and halves programs and libraries: an estimate, to be replaced by figures of the benchmark.
-const SLOW: f64 = 100e6;
-
-/// Links faster than this are better without; the gap to [`SLOW`] keeps it from going to and fro.
-const FAST: f64 = 250e6;
 
 /// An upstream that is a lazyroot.
 pub(super) struct Peer {
@@ -136,10 +127,10 @@ impl Peer {
         open(self.send(request, deadline))
     }
 
-    /// Fills `buf` with pieces of at most [`MAX_READ`] bytes, several of them under way together.
-    fn fill(&self, offset: u64, buf: &mut [u8], request: impl Fn(u64, u32) -> PeerRequest) -> Result<(), Failure> {
-        let mut offset = offset;
-        for window in buf.chunks_mut(WINDOW * MAX_READ as usize) {
+    /// Fetches `len` bytes from `offset` on, in pieces of at most [`MAX_READ`] bytes, several of them under way together.
+    fn fetch(&self, offset: u64, len: usize, request: impl Fn(u64, u32) -> PeerRequest) -> Result<Unverified, Failure> {
+        let (mut offset, mut data) = (offset, vec![0; len]);
+        for window in data.chunks_mut(WINDOW * MAX_READ as usize) {
             let pieces: Vec<_> = window
                 .chunks_mut(MAX_READ as usize)
                 .map(|piece| {
@@ -153,7 +144,7 @@ impl Peer {
                 unpack(kind, &payload, piece)?;
             }
         }
-        Ok(())
+        Ok(data.into())
     }
 
     fn object_error(&self, id: &ObjectId, failure: Failure) -> ObjectError {
@@ -197,22 +188,6 @@ fn unpack(kind: u8, payload: &[u8], piece: &mut [u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-impl ObjectSource for Peer {
-    fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
-        let Object { id, size } = *object;
-        let request = |offset, len| PeerRequest::Object(ObjectRange { id, size, offset, len });
-        self.fill(offset, buf, request).map_err(|failure| self.object_error(&id, failure))
-    }
-
-    fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
-        let Object { id, size } = *object;
-        let mut leaves = vec![0; verity::leaves_len(id.algorithm(), size) as usize];
-        let request = |offset, len| PeerRequest::Leaves(ObjectRange { id, size, offset, len });
-        self.fill(0, &mut leaves, request).map_err(|failure| self.object_error(&id, failure))?;
-        Ok(leaves.into())
-    }
-}
-
 impl Upstream for Peer {
     fn name(&self) -> &str {
         &self.name
@@ -254,18 +229,28 @@ impl Upstream for Peer {
         }
     }
 
-    fn manifest(&self, image: &Found) -> Result<Vec<u8>> {
+    fn manifest(&self, image: &Found) -> Result<Unverified> {
         if image.manifest_size > MAX_MANIFEST {
             bail!("a manifest of {} bytes is too large", image.manifest_size);
         }
         let id = image.id;
-        let mut manifest = vec![0; image.manifest_size as usize];
-        self.fill(0, &mut manifest, |offset, len| PeerRequest::Manifest { id, offset, len }).map_err(|failure| {
-            match failure {
-                Failure::Refused(why) | Failure::Other(why) => anyhow!("{why}"),
-            }
-        })?;
-        Ok(manifest)
+        let request = |offset, len| PeerRequest::Manifest { id, offset, len };
+        self.fetch(0, image.manifest_size as usize, request).map_err(|failure| match failure {
+            Failure::Refused(why) | Failure::Other(why) => anyhow!("{why}"),
+        })
+    }
+
+    fn read(&self, object: &Object, offset: u64, len: usize) -> Result<Unverified, ObjectError> {
+        let Object { id, size } = *object;
+        let request = |offset, len| PeerRequest::Object(ObjectRange { id, size, offset, len });
+        self.fetch(offset, len, request).map_err(|failure| self.object_error(&id, failure))
+    }
+
+    fn leaves(&self, object: &Object) -> Result<Unverified, ObjectError> {
+        let Object { id, size } = *object;
+        let len = verity::leaves_len(id.algorithm(), size) as usize;
+        let request = |offset, len| PeerRequest::Leaves(ObjectRange { id, size, offset, len });
+        self.fetch(0, len, request).map_err(|failure| self.object_error(&id, failure))
     }
 }
 
@@ -490,50 +475,6 @@ async fn listen(link: &Link, reader: impl AsyncRead + Unpin) -> anyhow::Error {
         }
         if let Some(call) = link.waiting().remove(&header.tag) {
             let _ = call.reply.send(Ok((header.kind, payload)));
-        }
-    }
-}
-
-/// How fast the link is.
-#[derive(Default)]
-struct Meter {
-    bytes: u64,
-    time: Duration,
-}
-
-impl Meter {
-    /// Adds a frame; says whether replies should be packed from now on, if that is news.
-    fn add(&mut self, bytes: u64, time: Duration, packed: bool) -> Option<bool> {
-        self.bytes += bytes;
-        self.time += time;
-        if self.bytes < SAMPLE {
-            return None;
-        }
-        let speed = self.bytes as f64 / self.time.as_secs_f64().max(1e-9);
-        *self = Self::default();
-        match packed {
-            false if speed < SLOW => Some(true),
-            true if speed > FAST => Some(false),
-            _ => None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slow_link_is_packed_and_a_fast_one_is_not() {
-        let second = Duration::from_secs(1);
-        let mut meter = Meter::default();
-        assert_eq!(meter.add(SAMPLE - 1, second, false), None, "too little to judge by");
-        assert_eq!(meter.add(1, second, false), Some(true));
-        assert_eq!(meter.add(50_000_000, second, true), None, "packed already");
-        assert_eq!(meter.add(2_000_000_000, second, true), Some(false));
-        assert_eq!(meter.add(2_000_000_000, second, false), None);
-        for packed in [false, true] {
-            assert_eq!(meter.add(200_000_000, second, packed), None, "in between it stays as it is");
         }
     }
 }

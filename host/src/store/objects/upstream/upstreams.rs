@@ -1,4 +1,5 @@
-//! Upstreams in a row, and nothing from them that does not match its digest.
+//! Upstreams in a row, and nothing from them that does not match its digest: what they send is
+//! [`Unverified`], and what is returned here is [`Verified`].
 //!
 //! What is damaged, or cannot be had, is asked of the next one; after the last, once more of all of them, since a fault
 //! on the way may pass. Bad bytes are counted, the upstream that sent them is named, and nobody gets them.
@@ -8,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use lazyroot_proto::verity;
+use anyhow::{Context, Result, anyhow};
+use lazyroot_proto::verified::Mismatch;
+use lazyroot_proto::{Unverified, Verified};
 
 use super::{Found, Upstream};
 use crate::store::objects::source::{Object, ObjectError};
@@ -50,9 +52,8 @@ struct Member {
 /// An image that an upstream has.
 pub(in crate::store) struct Discovery<'a> {
     pub(in crate::store) found: Found,
-    /// Checked.
-    pub(in crate::store) manifest: Vec<u8>,
-    /// What boots read, if the manifest is news and the upstream knows.
+    pub(in crate::store) manifest: Verified,
+    /// What boots read, if the manifest is new here and the upstream knows: a hint that nobody has checked.
     pub(in crate::store) profile: Option<Vec<u8>>,
     /// The upstream's name.
     pub(in crate::store) upstream: &'a str,
@@ -101,7 +102,7 @@ impl Upstreams {
         &self,
         reference: &str,
         is_source: bool,
-        have: impl Fn(&Found) -> Option<Vec<u8>>,
+        have: impl Fn(&Found) -> Option<Verified>,
     ) -> Result<Option<Discovery<'_>>> {
         let mut first_error = None;
         for member in self.members.iter().filter(|member| !is_source || member.upstream.imports()) {
@@ -130,28 +131,24 @@ impl Upstreams {
         first_error.map_or(Ok(None), Err)
     }
 
-    fn manifest(&self, member: &Member, found: &Found) -> Result<Vec<u8>> {
+    fn manifest(&self, member: &Member, found: &Found) -> Result<Verified> {
         let manifest = member.upstream.manifest(found).context("cannot fetch the manifest")?;
         self.count(manifest.len());
-        if verity::digest(found.id.algorithm(), &manifest) != found.id {
+        manifest.verify_object(&found.id).map_err(|_| {
             self.counters.damaged.fetch_add(1, Ordering::Relaxed);
-            ensure!(false, "the manifest of image {} does not match its digest", found.id);
-        }
-        Ok(manifest)
+            anyhow!("the manifest of image {} does not match its digest", found.id)
+        })
     }
 
     /// A whole object.
     ///
     /// # Errors
     /// If no upstream gives it undamaged.
-    pub(in crate::store) fn whole(&self, object: &Object) -> Result<Vec<u8>, ObjectError> {
-        self.first_good(
+    pub(in crate::store) fn whole(&self, object: &Object) -> Result<Verified, ObjectError> {
+        self.first_verified(
             object,
-            |upstream| {
-                let mut data = vec![0; object.size as usize];
-                upstream.read(object, 0, &mut data).map(|()| data)
-            },
-            |data| verity::digest(object.id.algorithm(), data) == object.id,
+            |upstream| upstream.read(object, 0, object.size as usize),
+            |data| data.verify_object(&object.id),
         )
     }
 
@@ -159,12 +156,11 @@ impl Upstreams {
     ///
     /// # Errors
     /// If no upstream gives them undamaged.
-    pub(in crate::store) fn leaves(&self, object: &Object) -> Result<Arc<[u8]>, ObjectError> {
-        let algorithm = object.id.algorithm();
-        self.first_good(
+    pub(in crate::store) fn leaves(&self, object: &Object) -> Result<Verified, ObjectError> {
+        self.first_verified(
             object,
             |upstream| upstream.leaves(object),
-            |leaves| verity::digest_of_leaves(algorithm, leaves, object.size) == Some(object.id),
+            |leaves| leaves.verify_level(&object.id, object.size, 0),
         )
     }
 
@@ -176,27 +172,24 @@ impl Upstreams {
     pub(in crate::store) fn range(
         &self,
         object: &Object,
-        leaves: &[u8],
+        leaves: &Verified,
         offset: u64,
         len: usize,
-    ) -> Result<Vec<u8>, ObjectError> {
-        self.first_good(
+    ) -> Result<Verified, ObjectError> {
+        self.first_verified(
             object,
-            |upstream| {
-                let mut data = vec![0; len];
-                upstream.read(object, offset, &mut data).map(|()| data)
-            },
-            |data| verity::range_matches(object.id.algorithm(), leaves, offset, data),
+            |upstream| upstream.read(object, offset, len),
+            |data| data.verify_range(object.id.algorithm(), offset, leaves),
         )
     }
 
-    /// The first answer that is good.
-    fn first_good<T: AsRef<[u8]>>(
+    /// The first answer that is verified.
+    fn first_verified(
         &self,
         object: &Object,
-        ask: impl Fn(&dyn Upstream) -> Result<T, ObjectError>,
-        is_good: impl Fn(&[u8]) -> bool,
-    ) -> Result<T, ObjectError> {
+        ask: impl Fn(&dyn Upstream) -> Result<Unverified, ObjectError>,
+        verify: impl Fn(Unverified) -> Result<Verified, Mismatch>,
+    ) -> Result<Verified, ObjectError> {
         let mut faults: Vec<String> = Vec::new();
         for round in 0..ROUNDS {
             // In the first round those that are down are left for the second.
@@ -204,10 +197,10 @@ impl Upstreams {
                 let name = member.upstream.name();
                 let fault = match ask(&*member.upstream) {
                     Ok(data) => {
-                        self.count(data.as_ref().len());
+                        self.count(data.len());
                         member.set_down(None);
-                        if is_good(data.as_ref()) {
-                            return Ok(data);
+                        if let Ok(verified) = verify(data) {
+                            return Ok(verified);
                         }
                         self.counters.damaged.fetch_add(1, Ordering::Relaxed);
                         tracing::warn!("upstream {name} sent object {} damaged: it is not used", object.id);
