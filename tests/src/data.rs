@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use tempfile::TempDir;
+
 /// Content is made in pieces of this many bytes.
 const PIECE: usize = 1 << 20;
 
@@ -39,4 +41,35 @@ pub fn grow(tree: &Path, count: u64) -> io::Result<()> {
     let dir = tree.join("made-up");
     fs::create_dir(&dir)?;
     (0..count).try_for_each(|number| write_unique(&dir.join(number.to_string()), 1 << 20, number + 1))
+}
+
+/// A tree of `count` small files, all different, and a large one.
+pub fn small_tree(count: u32) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..count {
+        fs::write(dir.path().join(format!("f{number}")), small(number)).unwrap();
+    }
+    write_unique(&dir.path().join("large"), 5_000_001, 7).unwrap();
+    // composefs takes no container image without.
+    fs::create_dir(dir.path().join("usr")).unwrap();
+    dir
+}
+
+/// The content of a small file of [`small_tree`].
+pub fn small(number: u32) -> Vec<u8> {
+    number.to_le_bytes().into_iter().cycle().take(5000 + number as usize).collect()
+}
+
+/// Content that no other number has.
+pub fn numbered(number: u32, len: usize) -> Vec<u8> {
+    number.to_le_bytes().into_iter().cycle().take(len).collect()
+}
+
+/// A folder of files whose content is of these numbers.
+pub fn tree_of(numbers: impl IntoIterator<Item = u32>) -> TempDir {
+    let dir = TempDir::with_prefix("lr").unwrap();
+    for number in numbers {
+        fs::write(dir.path().join(number.to_string()), numbered(number, 5000)).unwrap();
+    }
+    dir
 }

@@ -4,14 +4,20 @@
 pub mod awkward;
 pub mod bench;
 pub mod data;
+pub mod far_end;
 pub mod frames;
 pub mod fuse_uring;
 pub mod images;
 pub mod imports;
 pub mod lazyroot;
+pub mod mounts;
+pub mod oci;
 pub mod s3;
+pub mod stores;
 pub mod tree;
 pub mod vfkit;
+pub mod vms;
+pub mod wait;
 
 use std::path::PathBuf;
 
@@ -39,4 +45,16 @@ pub fn text(bytes: &[u8]) -> String {
 /// Debian's cloud kernel package, downloaded by `make test`.
 pub fn kernel_deb() -> PathBuf {
     given("LAZYROOT_TEST_KERNEL_DEB")
+}
+
+/// A folder of a test's own, removed when dropped.
+pub fn temporary() -> tempfile::TempDir {
+    tempfile::TempDir::with_prefix("lr").expect("a folder for temporary files")
+}
+
+/// Runs a program of a Debian package; it must succeed.
+pub fn run_program(program: &str, package: &str, arguments: &[&str]) {
+    let output = std::process::Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}: apt-get install {package}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output.stderr));
 }

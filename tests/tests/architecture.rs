@@ -172,7 +172,7 @@ const KNOWN_ARROWS: [&str; 6] = [
     "proto: frame -> reads",
 ];
 
-const KNOWN_LONG_FILES: [&str; 15] = [
+const KNOWN_LONG_FILES: [&str; 11] = [
     "guest-init/src/content/image_file.rs",
     "guest-init/src/link/mod.rs",
     "host/src/serve/see/waterfall.rs",
@@ -184,10 +184,6 @@ const KNOWN_LONG_FILES: [&str; 15] = [
     "host/src/vm/kernel.rs",
     "host/src/vm/launch.rs",
     "host/src/vm/unwrap.rs",
-    "tests/tests/store.rs",
-    "tests/tests/upkeep.rs",
-    "tests/tests/upstream.rs",
-    "tests/tests/verbs.rs",
 ];
 
 const KNOWN_SILENT_FOLDERS: [&str; 8] = [

@@ -1,73 +1,24 @@
-//! Promises about a store that is kept in order: garbage, damage, memory of what was imported, and processes that are
-//! killed at any moment.
+//! Promises about a store that is kept in order: garbage, damage, memory of what was imported, full disks.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use lazyroot::store::Store;
-use lazyroot_proto::{Algorithm, ObjectId, verity};
+use lazyroot_proto::ObjectId;
 use lazyroot_tests::awkward::{awkward_tree, pattern};
+use lazyroot_tests::data::{numbered, tree_of};
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::rootfs;
+use lazyroot_tests::stores::{assert_sound, files, id_of, object_file, repository};
 use serde_json::Value;
 use tempfile::TempDir;
-
-fn repository(lazyroot: &Lazyroot) -> PathBuf {
-    lazyroot.home().join("repository")
-}
-
-fn object_file(lazyroot: &Lazyroot, data: &[u8]) -> PathBuf {
-    let id = verity::digest(Algorithm::Sha256, data);
-    repository(lazyroot).join("objects").join(id.object_path())
-}
-
-/// Content that no other number has.
-fn content(number: u32, len: usize) -> Vec<u8> {
-    number.to_le_bytes().into_iter().cycle().take(len).collect()
-}
-
-/// A folder of files whose content is of these numbers.
-fn tree_of(numbers: impl IntoIterator<Item = u32>) -> TempDir {
-    let dir = TempDir::with_prefix("lr").unwrap();
-    for number in numbers {
-        fs::write(dir.path().join(number.to_string()), content(number, 5000)).unwrap();
-    }
-    dir
-}
-
-/// All files below a folder, with their sizes.
-fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten() {
-        let entry = entry.unwrap();
-        let meta = entry.metadata().unwrap();
-        match meta.is_dir() {
-            true => found.extend(files(&entry.path())),
-            false => found.push((entry.path(), meta.len())),
-        }
-    }
-    found.sort();
-    found
-}
-
-fn id_of(lazyroot: &Lazyroot, image: &str) -> String {
-    let text: Value = serde_json::from_str(&lazyroot.ok(["image", "inspect", image])).unwrap();
-    text["id"].as_str().unwrap().to_owned()
-}
 
 fn gc(lazyroot: &Lazyroot, options: &[&str]) -> Value {
     let arguments = ["store", "gc", "--format", "json"];
     serde_json::from_str(&lazyroot.ok(arguments.iter().chain(options))).unwrap()
-}
-
-/// Fails unless every object of every image that is there is sound.
-fn assert_sound(lazyroot: &Lazyroot) {
-    let output = lazyroot.run(["store", "verify"]);
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
 }
 
 #[test]
@@ -125,7 +76,7 @@ fn what_is_in_use_is_neither_removed_nor_collected() {
     assert_eq!(collected["images"], serde_json::json!([]));
     assert!(collected["in_use"][&id][0].as_str().unwrap().starts_with("the mount at "), "{collected}");
     for number in 0..20 {
-        assert_eq!(fs::read(mount.path().join(number.to_string())).unwrap(), content(number, 5000));
+        assert_eq!(fs::read(mount.path().join(number.to_string())).unwrap(), numbered(number, 5000));
     }
     drop(mount);
     let start = Instant::now();
@@ -166,7 +117,7 @@ fn a_collection_holds_up_no_reader() {
     let lock = File::open(repository(&lazyroot)).unwrap();
     lock.lock().unwrap();
     let mount = lazyroot.mount("one", &[]);
-    assert_eq!(fs::read(mount.path().join("3")).unwrap(), content(3, 5000));
+    assert_eq!(fs::read(mount.path().join("3")).unwrap(), numbered(3, 5000));
     lazyroot.ok(["store", "ls", "one"]);
     lazyroot.ok(["store", "verify"]);
 }
@@ -265,11 +216,11 @@ fn an_unchanged_file_is_not_read_again_and_a_changed_one_is() {
     // A change that keeps size and mtime is noticed by its ctime.
     let name = source.path().join("4");
     let modified = fs::metadata(&name).unwrap().modified().unwrap();
-    fs::write(&name, content(44, 1_000_000)).unwrap();
+    fs::write(&name, numbered(44, 1_000_000)).unwrap();
     File::options().write(true).open(&name).unwrap().set_modified(modified).unwrap();
     assert!(bytes_read_by_import(&lazyroot, source.path(), &[]) < all / 5);
     assert_ne!(id_of(&lazyroot, "a"), first);
-    assert_eq!(lazyroot.run(["store", "cat", "a:/4"]).stdout, content(44, 1_000_000));
+    assert_eq!(lazyroot.run(["store", "cat", "a:/4"]).stdout, numbered(44, 1_000_000));
     // All of it, if asked to: the folder's files and the store's objects.
     assert!(bytes_read_by_import(&lazyroot, source.path(), &["--rehash"]) > 2 * all);
     // An object that was collected meanwhile is read again.
@@ -306,7 +257,7 @@ fn a_store_that_cannot_be_written_says_so_and_is_read() {
     lazyroot.ok(["store", "gc", "--dry-run"]);
     {
         let mounted = lazyroot.mount("a", &[]);
-        assert_eq!(fs::read(mounted.path().join("1")).unwrap(), content(1, 5000));
+        assert_eq!(fs::read(mounted.path().join("1")).unwrap(), numbered(1, 5000));
     }
     let status = std::process::Command::new("umount").args(["--lazy", path]).status().unwrap();
     assert!(status.success());
@@ -340,135 +291,6 @@ fn a_store_of_a_newer_version_is_refused_or_only_read() {
     // The other hash is a store too; a third is not.
     fs::write(&meta, text.replace("fsverity-sha256-12", "fsverity-blake3-12")).unwrap();
     assert!(lazyroot.error(["image", "ls"]).contains("'fsverity-blake3-12', which lazyroot does not know"));
-}
-
-/// Runs a command again and again and kills it at moments spread over the time it takes.
-fn kill_at_many_moments(
-    lazyroot: &Lazyroot,
-    times: u32,
-    arguments: &[&str],
-    mut prepare: impl FnMut(),
-    mut check: impl FnMut(),
-) {
-    prepare();
-    let start = Instant::now();
-    assert!(lazyroot.run(arguments).status.success());
-    let whole = start.elapsed();
-    for time in 0..times {
-        prepare();
-        let mut child = lazyroot.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // Up to a little more than it takes, in steps that visit all of it (the golden ratio's multiples do).
-        std::thread::sleep(whole.mul_f64(f64::from(time) * 0.618_034 % 1.0 * 1.1));
-        let _ = child.kill();
-        child.wait().unwrap();
-        check();
-    }
-}
-
-#[test]
-fn killed_at_any_moment_nothing_is_lost_or_wrong() {
-    let (lazyroot, kept, other) = (Lazyroot::default(), tree_of(0..150), tree_of(100..250));
-    lazyroot.import(kept.path(), "kept");
-    let id = id_of(&lazyroot, "kept");
-    let dir = format!("dir:{}", other.path().display());
-    let whole = |image: &str| {
-        let output = lazyroot.run(["store", "verify", image]);
-        assert!(output.status.success(), "{image}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    // During an import: the other image is there whole or not at all.
-    kill_at_many_moments(
-        &lazyroot,
-        70,
-        &["image", "import", &dir, "--name", "other"],
-        || {
-            lazyroot.run(["image", "rm", "other"]);
-            lazyroot.ok(["store", "gc"]);
-        },
-        || {
-            let list: Value = serde_json::from_str(&lazyroot.ok(["image", "ls", "--format", "json"])).unwrap();
-            list.as_array().unwrap().iter().filter_map(|image| image["names"][0].as_str()).for_each(whole);
-            assert_eq!(id_of(&lazyroot, "kept"), id);
-        },
-    );
-    // During a collection of an image that shares objects with the kept one.
-    kill_at_many_moments(
-        &lazyroot,
-        70,
-        &["store", "gc"],
-        || {
-            lazyroot.import(other.path(), "other");
-            lazyroot.ok(["image", "rm", "other"]);
-        },
-        || {
-            whole("kept");
-            lazyroot.ok(["store", "gc"]);
-            assert_eq!(files(&repository(&lazyroot).join("objects")).len(), 151);
-        },
-    );
-    // During a repair.
-    let object = object_file(&lazyroot, &content(7, 5000));
-    kill_at_many_moments(
-        &lazyroot,
-        60,
-        &["store", "verify", "--repair"],
-        || fs::write(&object, content(8, 5000)).unwrap(),
-        || {
-            lazyroot.ok(["store", "verify", "--repair"]);
-            assert_eq!(fs::read(&object).unwrap(), content(7, 5000));
-        },
-    );
-    assert_sound(&lazyroot);
-    lazyroot.ok(["image", "rm", "kept"]);
-    lazyroot.ok(["store", "gc"]);
-    assert_eq!(files(&repository(&lazyroot).join("objects")), []);
-}
-
-#[test]
-fn a_push_that_is_killed_at_any_moment_leaves_a_bucket_whole() {
-    let (lazyroot, other, bucket) = (Lazyroot::default(), Lazyroot::default(), TempDir::with_prefix("lr").unwrap());
-    let source = tree_of(0..150);
-    // Sent in parts.
-    fs::write(source.path().join("large"), (0..5_000_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).unwrap();
-    lazyroot.import(source.path(), "a");
-    let image = Store::at(repository(&lazyroot)).unwrap().resolve("a").unwrap();
-    let url = format!("file://{}", bucket.path().display());
-    let objects = bucket.path().join("objects");
-    let push = ["store", "push", &url, "a"];
-    let mut interrupted = 0;
-    kill_at_many_moments(
-        &lazyroot,
-        50,
-        &push,
-        || {
-            for folder in ["objects", "images", "names", "leaves"] {
-                let _ = fs::remove_dir_all(bucket.path().join(folder));
-            }
-        },
-        || {
-            // What is there under an object's name is that object; what was being written has another name.
-            for (path, _) in files(&objects) {
-                let name = path.strip_prefix(&objects).unwrap().to_str().unwrap().replace('/', "");
-                if !name.contains('#') {
-                    assert_eq!(verity::digest(Algorithm::Sha256, &fs::read(&path).unwrap()).to_hex(), name);
-                }
-            }
-            match bucket.path().join("names").exists() {
-                // A name leads to a whole image.
-                true if !files(&bucket.path().join("names")).is_empty() => {
-                    for (id, size) in image.index.load().unwrap().entries() {
-                        assert_eq!(fs::metadata(objects.join(id.object_path())).unwrap().len(), *size);
-                    }
-                }
-                _ => interrupted += 1,
-            }
-        },
-    );
-    assert!(interrupted >= 10, "the push was interrupted {interrupted} times only");
-    // The last one is completed, and served.
-    lazyroot.ok(push);
-    let copy = bucket.path().join("copy");
-    other.ok(["store", "cp", "--upstream", &url, "a:/", copy.to_str().unwrap()]);
-    lazyroot_tests::tree::assert_same(source.path(), &copy);
 }
 
 #[test]
@@ -536,7 +358,7 @@ fn a_disk_that_fills_up_during_an_import_is_one_clear_error() {
 fn content_tree(count: u32, len: usize) -> TempDir {
     let dir = TempDir::with_prefix("lr").unwrap();
     for number in 0..count {
-        fs::write(dir.path().join(number.to_string()), content(1_000_000 + number, len)).unwrap();
+        fs::write(dir.path().join(number.to_string()), numbered(1_000_000 + number, len)).unwrap();
     }
     dir
 }
