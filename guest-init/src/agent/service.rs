@@ -11,29 +11,28 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use lazyroot_archive::{pack, pack_layer, unpack};
 use lazyroot_proto::service::{MAX_DATA, Service, ServiceFrame, Target};
 
 use crate::link::{FrameReader, write_capped};
-use crate::sys;
+use crate::{sys, threads};
 
 /// Gives the host a service in the image's `root`, whose changes are in `upper`.
 ///
 /// # Errors
 /// If the stream to the host fails. What fails here, the host is told.
-pub fn serve(mut frames: FrameReader, wish: Service, root: &OwnedFd, upper: Option<&OwnedFd>) -> io::Result<()> {
+pub fn serve(mut frames: FrameReader, service: Service, root: &OwnedFd, upper: Option<&OwnedFd>) -> io::Result<()> {
     sys::enter_root(root)?;
     let host = frames.stream();
-    let done = match wish {
+    let done = match service {
         Service::Connect(target) => return connect(frames, &target),
         Service::Put(path) => {
             let target = Path::new(std::ffi::OsStr::from_bytes(&path)).to_owned();
-            let mut pieces = HostReader::new(&mut frames);
-            let unpacked = unpack(io::BufReader::with_capacity(MAX_DATA, &mut pieces), &target, 0);
+            let mut content = HostReader::new(&mut frames);
+            let unpacked = unpack(io::BufReader::with_capacity(MAX_DATA, &mut content), &target, 0);
             // An archive ends before the host has sent all of it.
-            let taken = unpacked.and_then(|()| io::copy(&mut pieces, &mut io::sink()));
+            let taken = unpacked.and_then(|()| io::copy(&mut content, &mut io::sink()));
             taken.map(drop).map_err(|error| named(error, &target))
         }
         Service::Get(path) => {
@@ -201,7 +200,7 @@ fn connect(mut frames: FrameReader, target: &Target) -> io::Result<()> {
     };
     send(&host, &ServiceFrame::Done)?;
     let mut sink = socket.try_clone()?;
-    let inward = thread::spawn(move || {
+    let inward = threads::start_or_panic("connect", move || {
         loop {
             match next_data(&mut frames) {
                 Ok(data) if data.is_empty() => return sink.shutdown(Shutdown::Write),

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, Mode as FileMode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::system::RebootCommand;
 
-use crate::init::boot::power_off;
-use crate::init::cmdline::Mode;
+use crate::agent::mode::Mode;
 use crate::sys;
 
 /// How long programs have between SIGTERM and SIGKILL where there is no init to be more patient.
@@ -37,6 +37,16 @@ pub fn gently(root: &OwnedFd, mode: Mode) -> ! {
         }
     }
     power_off()
+}
+
+/// Syncs and powers the machine off.
+pub fn power_off() -> ! {
+    rustix::fs::sync();
+    // Fails only without the privilege, which PID 1 and its daemon have.
+    let _ = rustix::system::reboot(RebootCommand::PowerOff);
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Tells the image's init in its own way.

@@ -1,5 +1,4 @@
-//! Which blocks of large objects the kernel has asked for, by itself or because it was made to: what is fetched ahead need
-//! not bring them again.
+//! A set of blocks of large objects: those that the kernel has, or has asked for. What is fetched ahead leaves them out.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
@@ -7,20 +6,20 @@ use std::sync::{Mutex, MutexGuard};
 use lazyroot_proto::reads::Extent;
 
 /// See the module.
-pub struct Asked {
-    /// A bit for each block, by position; `None` once nobody wants to know.
+pub struct BlockSet {
+    /// A bit for each block, by position; `None` once the set is closed.
     blocks: Mutex<Option<HashMap<u32, Vec<u64>>>>,
 }
 
-impl Default for Asked {
+impl Default for BlockSet {
     fn default() -> Self {
         Self { blocks: Mutex::new(Some(HashMap::new())) }
     }
 }
 
-impl Asked {
-    /// The kernel asks for `extent`, which lies inside of its object.
-    pub fn mark(&self, extent: Extent) {
+impl BlockSet {
+    /// Adds the blocks of `extent`, which lies inside of its object.
+    pub fn insert(&self, extent: Extent) {
         if let Some(blocks) = &mut *self.lock() {
             let bits = blocks.entry(extent.position).or_default();
             for (word, mask) in words(extent) {
@@ -32,14 +31,14 @@ impl Asked {
         }
     }
 
-    /// Whether the kernel has asked for this block of the object at `position`.
-    pub fn has(&self, position: u32, block: u32) -> bool {
+    /// Whether this block of the object at `position` is in the set.
+    pub fn contains(&self, position: u32, block: u32) -> bool {
         let blocks = self.lock();
         let Some(bits) = blocks.as_ref().and_then(|blocks| blocks.get(&position)) else { return false };
         bits.get((block / u64::BITS) as usize).is_some_and(|bits| bits >> (block % u64::BITS) & 1 == 1)
     }
 
-    /// Forgets everything, and takes nothing down any more.
+    /// Forgets all blocks, and ignores those that are added later.
     pub fn close(&self) {
         *self.lock() = None;
     }
@@ -64,16 +63,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_that_were_asked_for_are_known_and_no_others() {
-        let asked = Asked::default();
+    fn blocks_that_were_inserted_are_known_and_no_others() {
+        let set = BlockSet::default();
         let extent = |block, blocks| Extent { position: 7, block, blocks };
-        assert!(!asked.has(7, 0));
-        asked.mark(extent(60, 8));
-        asked.mark(extent(68, 190));
-        assert!((0..300).all(|block| asked.has(7, block) == (60..258).contains(&block)));
-        assert!(!asked.has(8, 60));
-        asked.close();
-        asked.mark(extent(0, 1));
-        assert!(!asked.has(7, 0) && !asked.has(7, 60));
+        assert!(!set.contains(7, 0));
+        set.insert(extent(60, 8));
+        set.insert(extent(68, 190));
+        assert!((0..300).all(|block| set.contains(7, block) == (60..258).contains(&block)));
+        assert!(!set.contains(8, 60));
+        set.close();
+        set.insert(extent(0, 1));
+        assert!(!set.contains(7, 0) && !set.contains(7, 60));
     }
 }

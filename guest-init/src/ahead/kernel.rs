@@ -11,51 +11,50 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::thread;
 
 use rustix::fs::{Advice, fadvise};
 
+use crate::ahead::stores::Stores;
 use crate::content::image_file::ImageFile;
-use crate::held::Folder;
-use crate::link::Wanted;
-use crate::objects::Objects;
-use crate::sys;
+use crate::layer_guard::LayerFolder;
+use crate::link::ObjectRange;
+use crate::{sys, threads};
 
 /// What the kernel reads ahead at a time at least, in bytes: its default. It passes over what goes beyond its limit.
-const STEP: u64 = 128 << 10;
+const WINDOW: u64 = 128 << 10;
 
-/// Reads files of a mounted EROFS ahead.
-pub struct Readahead {
-    /// Whose data the files have.
-    pub objects: Arc<Objects>,
+/// Has the kernel read files of a mounted EROFS ahead.
+pub struct KernelReadahead {
+    /// Where the files' data is kept.
+    pub stores: Arc<Stores>,
     /// What the EROFS is mounted from.
     pub image: Arc<ImageFile>,
     /// A folder of it, opened for more than its path, as open_by_handle_at(2) wants it.
-    pub metadata: Folder,
+    pub metadata: LayerFolder,
     /// Bytes that may be read ahead in all: the kernel drops pages when it needs the memory, so more of them would only be
     /// read twice.
     pub limit: u64,
 }
 
-impl Readahead {
-    /// Has the kernel read these `pieces`, which are here, as they come, in a thread of its own.
+impl KernelReadahead {
+    /// Has the kernel read these `ranges`, which are here, as they arrive, in a thread of its own.
     ///
     /// # Errors
     /// If the system has no thread for it.
-    pub fn start(mut self, pieces: Receiver<Vec<Wanted>>) -> std::io::Result<()> {
-        let read = move || pieces.into_iter().flatten().for_each(|piece| self.read(&piece));
-        thread::Builder::new().name("readahead".into()).spawn(read).map(drop)
+    pub fn start(mut self, ranges: Receiver<Vec<ObjectRange>>) -> std::io::Result<()> {
+        let read = move || ranges.into_iter().flatten().for_each(|range| self.read(&range));
+        threads::start("readahead", read).map(drop)
     }
 
-    fn read(&mut self, piece: &Wanted) {
-        let bytes = u64::from(piece.len);
-        let file = if bytes <= self.limit { self.open(piece.extent.position) } else { None };
-        match file.filter(|_| self.objects.hand_over(piece)) {
+    fn read(&mut self, range: &ObjectRange) {
+        let bytes = u64::from(range.len);
+        let file = if bytes <= self.limit { self.open(range.extent.position) } else { None };
+        match file.filter(|_| self.stores.large.give_to_kernel(range)) {
             Some(file) => {
                 self.limit -= bytes;
-                read(&file, piece.offset, bytes);
+                read(&file, range.offset, bytes);
             }
-            None => self.objects.watch(bytes),
+            None => self.stores.content.recorder().watch_profile(bytes),
         }
     }
 
@@ -70,7 +69,7 @@ impl Readahead {
 /// Has the kernel read `len` bytes of `file` from `offset` on, if there is memory for them.
 fn read(file: &OwnedFd, offset: u64, len: u64) {
     // The first call reads all that the limit allows, which is nearly always all there is.
-    for done in (0..len).step_by(STEP as usize) {
+    for done in (0..len).step_by(WINDOW as usize) {
         // Best effort, as all that is ahead of need.
         let _ = fadvise(file, offset + done, NonZeroU64::new(len - done), Advice::WillNeed);
     }

@@ -7,18 +7,21 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fuser::{INodeNo, Notifier};
+use lazyroot_proto::verified::Verified;
+
+use crate::content::image_file::ImageBytes;
 
 /// Inodes of objects begin here; those below are the root and its 256 directories. The image file's is far above.
 pub const FIRST_OBJECT: u64 = 2 + 256;
 
 /// The page cache's side of one data layer.
-pub struct Pages {
+pub struct PageCache {
     notifier: OnceLock<Notifier>,
     /// A bit for every object: whether the kernel has its inode, so that pages can be given to it.
     known: Box<[AtomicU64]>,
 }
 
-impl Pages {
+impl PageCache {
     /// For an image of so many objects. The kernel knows none of them.
     pub fn new(objects: usize) -> Self {
         let words = objects.div_ceil(u64::BITS as usize);
@@ -32,12 +35,12 @@ impl Pages {
     }
 
     /// The kernel is told of the inode of the object at this position, if not this moment then the next.
-    pub fn enter(&self, position: u32) {
+    pub fn insert_inode(&self, position: u32) {
         self.word(position).fetch_or(bit(position), Ordering::Relaxed);
     }
 
     /// The kernel has forgotten that inode.
-    pub fn forget(&self, position: u32) {
+    pub fn remove_inode(&self, position: u32) {
         self.word(position).fetch_and(!bit(position), Ordering::Relaxed);
     }
 
@@ -50,13 +53,17 @@ impl Pages {
     /// the object's bytes from there, or whole pages. `false` if the kernel has no use for them.
     ///
     /// Waits for a READ of the same pages that is being answered: never call this from what that answer waits for.
-    pub fn store(&self, position: u32, offset: u64, data: &[u8]) -> bool {
+    pub fn store(&self, position: u32, offset: u64, data: &Verified) -> bool {
         self.knows(position) && self.store_at(inode(position), offset, data)
     }
 
-    /// Puts `bytes`, whole pages of them, at `offset` of the file with this `inode`, as [`Pages::store`] does. `false` if the
-    /// kernel does not know the file.
-    pub fn store_at(&self, inode: INodeNo, offset: u64, bytes: &[u8]) -> bool {
+    /// Puts `bytes`, whole pages of them, at `offset` of the image file, which has this `inode`, as [`PageCache::store`] does.
+    /// `false` if the kernel does not know the file.
+    pub fn store_image(&self, inode: INodeNo, offset: u64, bytes: &ImageBytes) -> bool {
+        self.store_at(inode, offset, bytes)
+    }
+
+    fn store_at(&self, inode: INodeNo, offset: u64, bytes: &[u8]) -> bool {
         self.notifier.get().is_some_and(|notifier| notifier.store(inode, offset, bytes).is_ok())
     }
 

@@ -1,7 +1,7 @@
 //! The boot profile, fetched ahead of need in the order in which the last boots needed it.
 //!
 //! What arrives is verified and, within a budget of memory, put where programs find it without asking: small objects into a
-//! layer of their own ([`crate::ahead::ready_layer`]), parts of large ones into EROFS' page cache ([`crate::ahead::kernel`]).
+//! layer of their own ([`crate::ahead::memory_layer`]), parts of large ones into EROFS' page cache ([`crate::ahead::kernel`]).
 //! Nobody would know then what was of use, so the host has a sample of it watched, which waits
 //! here until a program asks for it. Requests are few and small enough that a read that a program waits for is never far behind them. After the
 //! boot what nobody asked for is dropped.
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use lazyroot_proto::frame::MAX_BATCH;
 use lazyroot_proto::reads::{Extent, Hint, Origin};
 
-use crate::ahead::page_cache::Pages;
-use crate::ahead::pieces::MAX_BLOCKS;
-use crate::ahead::ready_layer::Ready;
-use crate::link::{Ticket, Wanted};
-use crate::objects::{Objects, SMALL};
+use crate::ahead::segments::{MAX_BLOCKS, Owner};
+use crate::ahead::stores::Stores;
+use crate::content::object::SMALL;
+use crate::link::{ObjectRange, Ticket};
+use crate::threads;
 
 /// How long what was fetched ahead waits for a program: as long as the host takes a boot to last.
 const BOOT: Duration = Duration::from_secs(60);
@@ -28,35 +28,29 @@ const BOOT: Duration = Duration::from_secs(60);
 /// costs it 10 ms on a link that carries 50 MiB/s.
 const LIST_BYTES: u64 = 256 << 10;
 
-/// Fetches the image's boot profile in a thread of its own. Pieces that have `arrived` are for [`crate::ahead::kernel`].
+/// Fetches the image's boot profile in a thread of its own. Ranges that are here, and that the kernel may read ahead, go to
+/// `to_kernel` ([`crate::ahead::kernel`]).
 ///
 /// # Errors
 /// If the system has no thread for it.
-pub fn start(
-    objects: Arc<Objects>,
-    pages: Arc<Pages>,
-    ready: Arc<Ready>,
-    arrived: Sender<Vec<Wanted>>,
-) -> std::io::Result<()> {
-    thread::Builder::new().name("prefetch".into()).spawn(move || {
+pub fn start(stores: Arc<Stores>, to_kernel: Sender<Vec<ObjectRange>>) -> std::io::Result<()> {
+    threads::start("prefetch", move || {
         let deadline = Instant::now() + BOOT;
         // A profile that cannot be had is none.
-        let profile = objects.link().profile().unwrap_or_default();
-        let prefetch = Prefetch { objects, pages, ready, arrived, deadline };
-        prefetch.replay(&profile);
+        let profile = stores.content.link().profile().unwrap_or_default();
+        let replay = Replay { stores, to_kernel, deadline };
+        replay.run(&profile);
         thread::sleep(deadline.saturating_duration_since(Instant::now()));
-        prefetch.objects.drop_ahead();
-        prefetch.ready.clear();
+        replay.stores.clear();
     })?;
     Ok(())
 }
 
-struct Prefetch {
-    objects: Arc<Objects>,
-    pages: Arc<Pages>,
-    ready: Arc<Ready>,
-    /// Where pieces go that need not stay.
-    arrived: Sender<Vec<Wanted>>,
+/// The profile, being fetched.
+struct Replay {
+    stores: Arc<Stores>,
+    /// Where ranges go that need not stay.
+    to_kernel: Sender<Vec<ObjectRange>>,
     deadline: Instant,
 }
 
@@ -66,35 +60,35 @@ struct List {
     bytes: u64,
     /// Small objects, by position, and whether they are watched.
     small: Vec<(u32, bool)>,
-    /// Of large ones, and whether they stay until a program asks for them.
-    pieces: Vec<(Wanted, bool)>,
+    /// Ranges of large ones, and whether they stay until a program asks for them.
+    ranges: Vec<(ObjectRange, bool)>,
 }
 
 /// A list that was asked for.
-struct UnderWay {
+struct ListInFlight {
     small: Vec<(u32, bool)>,
     /// As in [`List`].
-    pieces: Vec<(Wanted, bool, Ticket)>,
+    ranges: Vec<(ObjectRange, bool, Ticket)>,
 }
 
-impl Prefetch {
-    fn replay(&self, profile: &[Hint]) {
-        let mut under_way = VecDeque::new();
+impl Replay {
+    fn run(&self, profile: &[Hint]) {
+        let mut in_flight = VecDeque::new();
         for list in self.lists(profile) {
-            if !self.objects.budget().wait_for(list.bytes as usize, self.deadline) {
+            if !self.stores.budget.wait_for(list.bytes as usize, self.deadline) {
                 break;
             }
-            under_way.push_back(self.ask(list));
-            if under_way.len() == 2 {
-                under_way.drain(..1).for_each(|list| self.receive(list));
+            in_flight.push_back(self.request(list));
+            if in_flight.len() == 2 {
+                in_flight.drain(..1).for_each(|list| self.receive(list));
             }
         }
-        under_way.into_iter().for_each(|list| self.receive(list));
+        in_flight.into_iter().for_each(|list| self.receive(list));
     }
 
     /// The profile in lists, those parts of it that make sense.
     fn lists(&self, profile: &[Hint]) -> Vec<List> {
-        let index = self.objects.index();
+        let index = self.stores.content.index();
         let mut lists = vec![List::default()];
         let longest = longest(profile);
         for hint in profile {
@@ -102,65 +96,67 @@ impl Prefetch {
             let small = size <= SMALL;
             // Small objects travel whole.
             let extent = if small { Extent::around(hint.extent.position, 0, size) } else { Some(hint.extent) };
-            let wanted = extent.filter(|extent| small || extent.blocks <= MAX_BLOCKS);
-            let Some(wanted) = wanted.and_then(|extent| Wanted::new(index, extent)) else { continue };
+            let extent = extent.filter(|extent| small || extent.blocks <= MAX_BLOCKS);
+            let Some(range) = extent.and_then(|extent| ObjectRange::new(index, extent)) else { continue };
             let last = lists.last_mut().expect("there is always one");
             let full =
-                last.bytes + u64::from(wanted.len) > LIST_BYTES || last.small.len() + last.pieces.len() == MAX_BATCH;
+                last.bytes + u64::from(range.len) > LIST_BYTES || last.small.len() + last.ranges.len() == MAX_BATCH;
             if full {
                 lists.push(List::default());
             }
             let list = lists.last_mut().expect("there is always one");
-            list.bytes += u64::from(wanted.len);
+            list.bytes += u64::from(range.len);
             if small {
-                list.small.push((wanted.extent.position, hint.watched));
+                list.small.push((range.extent.position, hint.watched));
             } else {
-                list.pieces.push((wanted, hint.watched || is_sequential(hint.extent, &longest)));
+                list.ranges.push((range, hint.watched || is_sequential(hint.extent, &longest)));
             }
         }
         lists
     }
 
-    fn ask(&self, list: List) -> UnderWay {
+    fn request(&self, list: List) -> ListInFlight {
+        let Stores { content, small, large, page_cache, .. } = &*self.stores;
         // What the kernel knows a program has read.
-        let small: Vec<_> = list.small.into_iter().filter(|(position, _)| !self.pages.knows(*position)).collect();
-        self.objects.expect_small(small.iter().map(|(position, _)| *position), Origin::Profile);
-        let expect = |(wanted, stays): (Wanted, bool)| {
-            let absent = self.objects.expect_piece(wanted.extent, Origin::Profile);
-            absent.into_iter().map(move |wanted| (wanted, stays))
+        let objects: Vec<_> = list.small.into_iter().filter(|(position, _)| !page_cache.knows(*position)).collect();
+        small.request(objects.iter().map(|(position, _)| *position), Origin::Profile);
+        let insert = |(range, stays): (ObjectRange, bool)| {
+            let absent = large.insert_absent(range.extent, Owner::Profile);
+            absent.into_iter().map(move |range| (range, stays))
         };
-        let (pieces, stay): (Vec<_>, Vec<_>) = list.pieces.into_iter().flat_map(expect).unzip();
-        let tickets = self.objects.link().read_ahead(&pieces);
-        let pieces = pieces.into_iter().zip(stay).zip(tickets);
-        UnderWay { small, pieces: pieces.map(|((wanted, stays), ticket)| (wanted, stays, ticket)).collect() }
+        let (ranges, stay): (Vec<_>, Vec<_>) = list.ranges.into_iter().flat_map(insert).unzip();
+        let tickets = content.link().request_ranges(&ranges);
+        let ranges = ranges.into_iter().zip(stay).zip(tickets);
+        let ranges = ranges.map(|((range, stays), ticket)| (range, stays, ticket)).collect();
+        ListInFlight { small: objects, ranges }
     }
 
-    fn receive(&self, list: UnderWay) {
+    fn receive(&self, list: ListInFlight) {
+        let Stores { content, small, large, memory_layer, .. } = &*self.stores;
         let watched: HashSet<_> =
             list.small.iter().filter(|(_, watched)| *watched).map(|(position, _)| *position).collect();
         let positions = list.small.into_iter().map(|(position, _)| position);
-        self.objects.receive_small(positions, Origin::Profile, |position, content, stopwatch| {
-            let id = self.objects.index().get(position).map(|(id, _)| id);
-            let ready = !watched.contains(&position) && id.is_some_and(|id| self.ready.put(&id, content).is_ok());
-            if ready {
-                self.objects.made_ready(position, content.len(), stopwatch);
+        small.receive(positions, Origin::Profile, |position, bytes, stopwatch| {
+            let id = content.index().get(position).map(|(id, _)| id);
+            let put = !watched.contains(&position) && id.is_some_and(|id| memory_layer.put(&id, bytes).is_ok());
+            if put {
+                small.insert_profile_in_memory_layer(position, bytes.len(), stopwatch);
             } else {
-                self.objects.hold_small(position, content.len());
+                small.pin(position, bytes.len());
             }
         });
-        let mut moving = Vec::new();
-        for (wanted, stays, ticket) in list.pieces {
-            let came = self.objects.keep_piece(&wanted, self.objects.link().redeem(ticket));
-            let Some(bytes) = came else { continue };
+        let mut for_kernel = Vec::new();
+        for (range, stays, ticket) in list.ranges {
+            let Some(bytes) = large.keep_profile(&range, content.link().redeem(ticket)) else { continue };
             if stays {
-                self.objects.watch(bytes as u64);
+                content.recorder().watch_profile(bytes as u64);
             } else {
-                moving.push(wanted);
+                for_kernel.push(range);
             }
         }
         // All at once: to wake a thread for each would cost more than it waits.
-        if let Err(SendError(pieces)) = self.arrived.send(moving) {
-            pieces.iter().for_each(|piece| self.objects.watch(piece.len.into()));
+        if let Err(SendError(ranges)) = self.to_kernel.send(for_kernel) {
+            ranges.iter().for_each(|range| content.recorder().watch_profile(range.len.into()));
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A program that reads one small file after the other waits for two things: for the bytes, and for threads to wake
 //! each other, which costs more than the bytes do. So a scan's batches are fetched, verified and put by a thread of their own
-//! into the layer ahead of this one ([`crate::ahead::ready_layer`]), as long as that is open and there is memory for it, and then into the
+//! into the layer ahead of this one ([`crate::ahead::memory_layer`]), as long as that is open and there is memory for it, and then into the
 //! page cache, for which the kernel is told of all objects' inodes at once. The program then runs through a whole batch without
 //! a single request. It stops at the first object of each, which is kept back: answering
 //! that lets the next batch come, and never more than one.
@@ -12,34 +12,35 @@
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
-use std::thread;
 use std::time::Duration;
 
 use lazyroot_proto::reads::Origin;
+use lazyroot_proto::verified::Verified;
 use rustix::fs::{Mode, OFlags, RawDir};
 
-use crate::ahead::page_cache::Pages;
-use crate::ahead::ready_layer::Ready;
-use crate::held::Folder;
-use crate::objects::{Objects, Run};
+use crate::ahead::large::RangeTickets;
+use crate::ahead::stores::Stores;
+use crate::layer_guard::LayerFolder;
+use crate::threads;
 
 /// How long a program that has reached a batch is made to wait for the rest of it. Waking it once is cheaper than
-/// waking it for every object; a link that takes longer than this for a batch is what it waits for then.
-const HOLD: Duration = Duration::from_millis(50);
+/// waking it for every object; if the link takes longer than this for a batch, the program waits for single objects.
+const MAX_WAIT: Duration = Duration::from_millis(50);
 
 /// Most objects of an image whose inodes the kernel is told of for a scan. It keeps about 1 KiB for each, until it needs
 /// the memory.
 const MAX_LISTED: usize = 1 << 15;
 
-/// What is on its way ahead of the programs that read it.
+/// The threads that receive what scans asked for.
 pub struct Scans {
-    /// The objects at these positions are to be found.
+    /// Positions of small objects that are to be put where programs find them.
     batches: Sender<Range<u32>>,
-    /// Ranges of large objects, to be there and checked when they are read.
-    runs: Sender<Run>,
+    /// Ranges of large objects that are to be verified and kept.
+    runs: Sender<RangeTickets>,
     pending: Arc<Pending>,
 }
 
+/// Batches that are not yet where programs find them.
 #[derive(Default)]
 struct Pending {
     batches: Mutex<Vec<Range<u32>>>,
@@ -47,16 +48,14 @@ struct Pending {
 }
 
 impl Scans {
-    /// Starts the threads that fill `ready` and `pages`. `layer` is the data layer's root.
-    pub fn start(objects: Arc<Objects>, pages: Arc<Pages>, layer: Folder, ready: Arc<Ready>) -> std::io::Result<Self> {
-        let (batches, batches_asked) = mpsc::channel();
-        let (runs, runs_asked) = mpsc::channel();
+    /// Starts the threads that fill the memory layer and the page cache. `layer` is the data layer's root.
+    pub fn start(stores: Arc<Stores>, layer: LayerFolder) -> std::io::Result<Self> {
+        let (batches, batches_to_fill) = mpsc::channel();
+        let (runs, runs_to_receive) = mpsc::channel::<RangeTickets>();
         let pending = Arc::<Pending>::default();
-        let runner = objects.clone();
-        let filler = Filler { objects, pages, layer: Some(layer), ready, pending: pending.clone() };
-        thread::Builder::new().name("ahead".into()).spawn(move || filler.run(&batches_asked))?;
-        let receive = move || runs_asked.into_iter().for_each(|run| runner.receive_run(run));
-        thread::Builder::new().name("runs".into()).spawn(receive)?;
+        let filler = Filler { stores: stores.clone(), layer: Some(layer), pending: pending.clone() };
+        threads::start("ahead", move || filler.run(&batches_to_fill))?;
+        threads::start("runs", move || runs_to_receive.into_iter().for_each(|run| stores.large.receive(run)))?;
         Ok(Self { batches, runs, pending })
     }
 
@@ -67,17 +66,17 @@ impl Scans {
         let _ = self.batches.send(batch);
     }
 
-    /// Takes in what was asked for of large objects.
-    pub fn receive(&self, run: Run) {
-        if !run.is_empty() {
-            let _ = self.runs.send(run);
+    /// Receives what was asked for of large objects.
+    pub fn receive(&self, tickets: RangeTickets) {
+        if !tickets.is_empty() {
+            let _ = self.runs.send(tickets);
         }
     }
 
     /// Waits a moment for the batch to be there.
-    pub fn hold_for(&self, batch: &Range<u32>) {
-        let filled = |batches: &mut Vec<Range<u32>>| batches.contains(batch);
-        let _ = self.pending.done.wait_timeout_while(self.pending.lock(), HOLD, filled);
+    pub fn wait_for(&self, batch: &Range<u32>) {
+        let is_pending = |batches: &mut Vec<Range<u32>>| batches.contains(batch);
+        let _ = self.pending.done.wait_timeout_while(self.pending.lock(), MAX_WAIT, is_pending);
     }
 }
 
@@ -88,11 +87,9 @@ impl Pending {
 }
 
 struct Filler {
-    objects: Arc<Objects>,
-    pages: Arc<Pages>,
+    stores: Arc<Stores>,
     /// The data layer's root, until it was listed.
-    layer: Option<Folder>,
-    ready: Arc<Ready>,
+    layer: Option<LayerFolder>,
     pending: Arc<Pending>,
 }
 
@@ -104,11 +101,11 @@ impl Filler {
     }
 
     fn fill(&mut self, batch: &Range<u32>) {
+        let stores = self.stores.clone();
         // The first is kept back.
-        let objects = self.objects.clone();
-        objects.receive_small(batch.clone().skip(1), Origin::Neighbour, |position, content, stopwatch| {
-            if self.give(position, content) {
-                objects.stored_ahead(position, stopwatch);
+        stores.small.receive(batch.clone().skip(1), Origin::Neighbour, |position, content, stopwatch| {
+            if self.place(position, content) {
+                stores.small.record_placed(position, stopwatch);
             }
         });
         self.pending.lock().retain(|other| other != batch);
@@ -116,45 +113,46 @@ impl Filler {
     }
 
     /// Puts an object where a program finds it. `false` if the kernel has no use for it.
-    fn give(&mut self, position: u32, content: &[u8]) -> bool {
-        // One that the kernel knows a program has opened from the data layer, and nowhere else.
-        if !self.pages.knows(position) {
-            if self.make_ready(position, content) {
+    fn place(&mut self, position: u32, content: &Verified) -> bool {
+        // If the kernel knows an object, a program has opened it from the data layer, and does not look elsewhere.
+        if !self.stores.page_cache.knows(position) {
+            if self.put_in_memory_layer(position, content) {
                 return true;
             }
-            self.list();
+            self.list_inodes();
         }
-        self.pages.store(position, 0, content)
+        self.stores.page_cache.store(position, 0, content)
     }
 
-    /// Puts an object into the layer ahead, where it is opened faster than from FUSE, while there is memory for that.
-    fn make_ready(&self, position: u32, content: &[u8]) -> bool {
-        let (budget, index) = (self.objects.budget(), self.objects.index());
-        if !budget.take_if_there(content.len()) {
+    /// Puts an object into the memory layer, where it is opened faster than from FUSE, while there is memory for that.
+    fn put_in_memory_layer(&self, position: u32, content: &Verified) -> bool {
+        let Stores { budget, memory_layer, small, .. } = &*self.stores;
+        if !budget.try_charge(content.len()) {
             return false;
         }
-        let made = index.get(position).is_some_and(|(id, _)| self.ready.put(&id, content).is_ok());
-        if made {
-            self.objects.mark_ready(position);
+        let id = self.stores.content.index().get(position).map(|(id, _)| id);
+        let put = id.is_some_and(|id| memory_layer.put(&id, content).is_ok());
+        if put {
+            small.insert_in_memory_layer(position);
         } else {
-            budget.give_back(content.len());
+            budget.release(content.len());
         }
-        made
+        put
     }
 
     /// Makes the kernel know all objects, once.
-    fn list(&mut self) {
+    fn list_inodes(&mut self) {
         if let Some(layer) = self.layer.take()
-            && self.objects.index().entries().len() <= MAX_LISTED
+            && self.stores.content.index().entries().len() <= MAX_LISTED
         {
-            // In a thread of its own: whoever answers the listing may have to wait for us.
-            let _ = thread::Builder::new().name("list".into()).spawn(move || list(&layer));
+            // In a thread of its own: the thread that answers the listing may have to wait for us.
+            let _ = threads::start("list", move || list(&layer));
         }
     }
 }
 
 /// Lists the data layer at `root`, of which this process is the server.
-fn list(root: &Folder) {
+fn list(root: &LayerFolder) {
     let mut buffer = Vec::with_capacity(64 << 10);
     for byte in 0..=u8::MAX {
         let Some(root) = root.get() else { return };

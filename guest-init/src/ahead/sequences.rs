@@ -1,4 +1,4 @@
-//! Neighbours: small objects that are read one after the other are asked for many at a time.
+//! Sequences: small objects that are read one after the other are asked for many at a time.
 //!
 //! Positions in the object index follow the tree, so a program that walks it (tar, grep, a copy) misses on one
 //! position after the next, and each miss alone costs a round trip. Once two misses follow each other, the objects
@@ -34,9 +34,9 @@ const GAP: u32 = 8;
 /// Sequences followed at a time: a few programs may walk the tree at once.
 const SEQUENCES: usize = 4;
 
-/// Who reads what, as far as the misses tell.
+/// Programs on their way through the tree, as far as the misses tell.
 #[derive(Default)]
-pub struct Neighbours(Mutex<State>);
+pub struct Sequences(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -67,11 +67,11 @@ struct Batch {
 
 /// What a miss leads to.
 #[derive(Debug, Default, PartialEq)]
-pub struct Step {
+pub struct SequencePlan {
     /// What to ask for now: consecutive positions.
-    pub ask: Option<Range<u32>>,
+    pub request: Option<Range<u32>>,
     /// What was asked for before and is not needed any more.
-    pub give_up: Vec<Range<u32>>,
+    pub forget: Vec<Range<u32>>,
     /// Whether what is asked for belongs to a scan.
     pub scan: bool,
     /// The batch of a scan that the missed object lies in.
@@ -80,11 +80,11 @@ pub struct Step {
     pub passed: Range<u32>,
 }
 
-impl Neighbours {
-    /// Takes down that the kernel asked for the object at `position`. Objects of more than `longest` bytes are never
+impl Sequences {
+    /// Records that the kernel asked for the object at `position`. Objects of more than `longest` bytes are never
     /// asked for ahead.
-    pub fn miss(&self, index: &ObjectIndex, position: u32, longest: u64) -> Step {
-        self.0.lock().expect("no panic under the lock").miss(index, position, longest)
+    pub fn record_miss(&self, index: &ObjectIndex, position: u32, longest: u64) -> SequencePlan {
+        self.0.lock().expect("no panic under the lock").record_miss(index, position, longest)
     }
 
     /// Whether a scan has come to the object at `position`, of any length.
@@ -95,21 +95,21 @@ impl Neighbours {
 }
 
 impl State {
-    fn miss(&mut self, index: &ObjectIndex, position: u32, longest: u64) -> Step {
+    fn record_miss(&mut self, index: &ObjectIndex, position: u32, longest: u64) -> SequencePlan {
         // The kernel asks for an object a second time if it has not taken in the first answer yet.
         if self.sequences.iter().any(|sequence| sequence.last == position) {
-            return Step::default();
+            return SequencePlan::default();
         }
-        let (mut sequence, give_up) = self.follow(position);
+        let (mut sequence, forget) = self.follow(position);
         let in_scan = sequence.window == MAX_WINDOW;
         let within = sequence.batches.front().map(|batch| &batch.positions);
         let within = within.filter(|batch| in_scan && batch.contains(&position)).cloned();
         let behind = sequence.next;
-        let ask = sequence.wanted(index, longest);
+        let request = sequence.next_batch(index, longest);
         let scan = sequence.window == MAX_WINDOW;
-        let passed = ask.as_ref().filter(|_| scan).map_or(0..0, |batch| behind..batch.start);
+        let passed = request.as_ref().filter(|_| scan).map_or(0..0, |batch| behind..batch.start);
         self.sequences.push(sequence);
-        Step { ask, give_up, scan, within, passed }
+        SequencePlan { request, forget, scan, within, passed }
     }
 
     /// The sequence that a miss at `position` belongs to, taken out, and what was asked for in vain.
@@ -151,7 +151,7 @@ impl Sequence {
     }
 
     /// What to ask for now, if anything: so that the batch behind the one that is being read is on its way.
-    fn wanted(&mut self, index: &ObjectIndex, longest: u64) -> Option<Range<u32>> {
+    fn next_batch(&mut self, index: &ObjectIndex, longest: u64) -> Option<Range<u32>> {
         if self.batches.len() >= 2 {
             return None;
         }
@@ -203,8 +203,8 @@ mod tests {
 
     /// What a miss asks for, and how many batches it gives up.
     fn miss(state: &mut State, index: &ObjectIndex, position: u32) -> (Range<u32>, usize) {
-        let step = state.miss(index, position, 1000);
-        (step.ask.unwrap_or(0..0), step.give_up.len())
+        let plan = state.record_miss(index, position, 1000);
+        (plan.request.unwrap_or(0..0), plan.forget.len())
     }
 
     #[test]
@@ -246,10 +246,10 @@ mod tests {
         sizes[225..227].fill(5000);
         let (index, mut state) = (index(&sizes), State::default());
         for position in 100..129 {
-            assert_eq!(state.miss(&index, position, 1000).passed, 0..0, "no scan yet");
+            assert_eq!(state.record_miss(&index, position, 1000).passed, 0..0, "no scan yet");
         }
-        assert_eq!(state.miss(&index, 129, 1000).passed, 161..161, "none");
-        assert_eq!(state.miss(&index, 170, 1000).passed, 225..227);
+        assert_eq!(state.record_miss(&index, 129, 1000).passed, 161..161, "none");
+        assert_eq!(state.record_miss(&index, 170, 1000).passed, 225..227);
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
             assert_eq!(miss(&mut state, &index, position), (0..0, 0));
         }
         assert_eq!(miss(&mut state, &index, 102).0, 105..113, "a few sequences are followed side by side");
-        assert_eq!(miss(&mut state, &index, 102), (0..0, 0), "twice the same is no step");
+        assert_eq!(miss(&mut state, &index, 102), (0..0, 0), "twice the same asks for nothing");
         for position in [500, 1500, 2500] {
             assert_eq!(miss(&mut state, &index, position), (0..0, 0));
         }

@@ -1,7 +1,7 @@
 //! Verified bytes by key (a position in the index, for whole objects), each fetched by one caller at a time.
 //!
-//! Whoever asks meanwhile gets the same outcome; a failure is not kept, so that a later read tries again. The least
-//! recently used leave when the budget is spent, except what is held: that waits to be asked for.
+//! A caller that asks meanwhile gets the same outcome. A failure is not kept, so that a later read tries again. The least
+//! recently used entries are evicted when the budget is spent, except pinned ones: those wait to be asked for.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,10 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use lazyroot_proto::reads::Origin;
 
-use crate::objects::ReadError;
-
-/// What a fetch brought: verified bytes, or why there are none.
-pub type Fetched = Result<Arc<Vec<u8>>, ReadError>;
+use crate::content::error::ReadResult;
 
 /// See the module.
 pub struct Cache<K = u32> {
@@ -24,13 +21,13 @@ pub struct Cache<K = u32> {
 
 struct State<K> {
     slots: HashMap<K, Slot>,
-    /// Of the slots that are not held.
+    /// Of the slots that are not pinned.
     bytes: usize,
     clock: u64,
 }
 
 /// What a fetch will have brought; `None` if it was given up.
-type Outcome = OnceLock<Option<Fetched>>;
+type Outcome = OnceLock<Option<ReadResult>>;
 
 struct Slot {
     outcome: Arc<Outcome>,
@@ -39,14 +36,14 @@ struct Slot {
     bytes: usize,
     /// Who had it fetched; [`Origin::Cache`] once a program has asked for it.
     origin: Origin,
-    held: bool,
+    pinned: bool,
 }
 
 impl<K: Copy + Eq + Hash> State<K> {
-    /// Returns the bytes that were held.
+    /// Returns the bytes that were pinned.
     fn remove(&mut self, key: K) -> usize {
         match self.slots.remove(&key) {
-            Some(slot) if slot.held => slot.bytes,
+            Some(slot) if slot.pinned => slot.bytes,
             Some(slot) => {
                 self.bytes -= slot.bytes;
                 0
@@ -63,21 +60,21 @@ impl<K: Copy + Eq + Hash> Cache<K> {
     }
 
     /// The bytes at `key`, fetched on behalf of `origin` unless they are here or on their way.
-    pub fn get_or_fetch(&self, key: K, origin: Origin, fetch: impl FnOnce() -> Result<Vec<u8>, ReadError>) -> Fetched {
+    pub fn get_or_fetch(&self, key: K, origin: Origin, fetch: impl FnOnce() -> ReadResult) -> ReadResult {
         loop {
             match self.look_up(key, origin) {
-                Ok(mine) => return mine.finish(fetch()),
-                Err(theirs) => {
-                    if let Some(fetched) = theirs.wait() {
-                        return fetched.clone();
+                Ok(own) => return own.finish(fetch()),
+                Err(other) => {
+                    if let Some(outcome) = other.wait() {
+                        return outcome.clone();
                     }
                 }
             }
         }
     }
 
-    /// Has the caller fetch the bytes at `key` on behalf of `origin`; `None` if they are here or on their way. Whoever has
-    /// begun several must not wait for what others fetch before it has finished its own.
+    /// Has the caller fetch the bytes at `key` on behalf of `origin`; `None` if they are here or on their way. A caller that
+    /// has begun several must not wait for what others fetch before it has finished its own.
     pub fn begin(&self, key: K, origin: Origin) -> Option<Fetch<'_, K>> {
         self.look_up(key, origin).ok()
     }
@@ -94,45 +91,45 @@ impl<K: Copy + Eq + Hash> Cache<K> {
             }
             Entry::Vacant(slot) => {
                 let outcome = Arc::<Outcome>::default();
-                slot.insert(Slot { outcome: outcome.clone(), used, bytes: 0, origin, held: false });
+                slot.insert(Slot { outcome: outcome.clone(), used, bytes: 0, origin, pinned: false });
                 Ok(Fetch { cache: self, key, outcome })
             }
         }
     }
 
-    /// Who had fetched, or is fetching, what is here, if it is; a program asks for it now.
+    /// A program asks for the bytes at `key` now. Returns on whose behalf they were fetched, if they are here or on their way.
     pub fn claim(&self, key: K) -> Option<Origin> {
         let mut state = self.lock();
         let slot = state.slots.get_mut(&key)?;
         Some(std::mem::replace(&mut slot.origin, Origin::Cache))
     }
 
-    /// Whether it is here or on its way.
-    pub fn has(&self, key: K) -> bool {
+    /// Whether the bytes at `key` are here or on their way.
+    pub fn contains(&self, key: K) -> bool {
         self.lock().slots.contains_key(&key)
     }
 
-    /// From here on it stays until it is dropped; returns its size in bytes, 0 if it is not here (any more).
-    pub fn hold(&self, key: K) -> usize {
+    /// Keeps the bytes at `key` until they are removed; returns how many there are, 0 if they are not here or pinned already.
+    pub fn pin(&self, key: K) -> usize {
         let mut state = self.lock();
-        let Some(slot) = state.slots.get_mut(&key).filter(|slot| !slot.held) else { return 0 };
-        slot.held = true;
+        let Some(slot) = state.slots.get_mut(&key).filter(|slot| !slot.pinned) else { return 0 };
+        slot.pinned = true;
         let bytes = slot.bytes;
         state.bytes -= bytes;
         bytes
     }
 
-    /// Lets go of what is kept for a key; returns the bytes that were held.
-    pub fn drop(&self, key: K) -> usize {
+    /// Removes the bytes at `key`; returns how many of them were pinned.
+    pub fn remove(&self, key: K) -> usize {
         self.lock().remove(key)
     }
 
-    /// Lets go of all that is held; returns its size in bytes.
-    pub fn drop_held(&self) -> usize {
+    /// Removes all that is pinned; returns its size in bytes.
+    pub fn remove_pinned(&self) -> usize {
         let mut state = self.lock();
-        let held = state.slots.values().filter(|slot| slot.held).map(|slot| slot.bytes).sum();
-        state.slots.retain(|_, slot| !slot.held);
-        held
+        let pinned = state.slots.values().filter(|slot| slot.pinned).map(|slot| slot.bytes).sum();
+        state.slots.retain(|_, slot| !slot.pinned);
+        pinned
     }
 
     /// Accounts for what a fetch has brought; nothing is kept if that is `None`.
@@ -148,9 +145,9 @@ impl<K: Copy + Eq + Hash> Cache<K> {
                 state.remove(key);
             }
         }
-        // Rarely more than a few slots to look through: entries leave as fast as they come.
+        // Rarely more than a few slots to look through: entries are evicted as fast as they are added.
         while state.bytes > self.budget {
-            let loose = |(other, slot): &(&K, &Slot)| **other != key && slot.bytes > 0 && !slot.held;
+            let loose = |(other, slot): &(&K, &Slot)| **other != key && slot.bytes > 0 && !slot.pinned;
             let oldest = state.slots.iter().filter(loose).min_by_key(|(_, slot)| slot.used);
             let Some(oldest) = oldest.map(|(oldest, _)| *oldest) else { break };
             state.remove(oldest);
@@ -162,7 +159,7 @@ impl<K: Copy + Eq + Hash> Cache<K> {
     }
 }
 
-/// A fetch that is under way. Who drops it unfinished leaves it to whoever waits for it.
+/// A fetch that is under way. If it is dropped unfinished, one of the callers that wait for it fetches instead.
 pub struct Fetch<'a, K: Copy + Eq + Hash> {
     cache: &'a Cache<K>,
     key: K,
@@ -170,14 +167,13 @@ pub struct Fetch<'a, K: Copy + Eq + Hash> {
 }
 
 impl<K: Copy + Eq + Hash> Fetch<'_, K> {
-    /// Tells everybody who waits what has come.
-    pub fn finish(self, fetched: Result<Vec<u8>, ReadError>) -> Fetched {
-        let fetched = fetched.map(Arc::new);
+    /// Hands the outcome to every caller that waits for it.
+    pub fn finish(self, fetched: ReadResult) -> ReadResult {
         self.settle(Some(fetched.clone()));
         fetched
     }
 
-    fn settle(&self, fetched: Option<Fetched>) {
+    fn settle(&self, fetched: Option<ReadResult>) {
         let bytes = fetched.as_ref().and_then(|fetched| fetched.as_ref().ok()).map(|data| data.len());
         // Before the others see the outcome: one that asks again after a failure finds an empty slot.
         self.cache.settle(self.key, &self.outcome, bytes);
@@ -196,28 +192,34 @@ impl<K: Copy + Eq + Hash> Drop for Fetch<'_, K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::error::ReadError;
+    use lazyroot_proto::verified::{Unverified, Verified};
     use lazyroot_proto::{Algorithm, verity};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
     use std::time::Duration;
 
-    fn corrupt() -> Result<Vec<u8>, ReadError> {
+    fn verified(bytes: &[u8]) -> ReadResult {
+        Ok(Unverified::from(bytes.to_vec()).verify_object(&verity::digest(Algorithm::Sha256, bytes)).unwrap())
+    }
+
+    fn corrupt() -> ReadResult {
         Err(ReadError::Corrupt(verity::digest(Algorithm::Sha256, b"x")))
     }
 
     /// Bytes that the cache believes to keep, and those in its slots.
     fn kept(cache: &Cache) -> (usize, usize) {
         let state = cache.lock();
-        (state.bytes, state.slots.values().filter(|slot| !slot.held).map(|slot| slot.bytes).sum())
+        (state.bytes, state.slots.values().filter(|slot| !slot.pinned).map(|slot| slot.bytes).sum())
     }
 
-    fn get(cache: &Cache, position: u32, len: usize) -> Arc<Vec<u8>> {
-        cache.get_or_fetch(position, Origin::Host, || Ok(vec![0; len])).unwrap()
+    fn get(cache: &Cache, position: u32, len: usize) -> Verified {
+        cache.get_or_fetch(position, Origin::Host, || verified(&vec![0; len])).unwrap()
     }
 
     #[test]
     fn callers_at_the_same_time_share_one_fetch_and_its_outcome() {
-        for outcome in [Ok(vec![7]), corrupt()] {
+        for outcome in [verified(&[7]), corrupt()] {
             let cache = Cache::new(100);
             let fetches = AtomicUsize::new(0);
             let fetch = || {
@@ -244,16 +246,16 @@ mod tests {
         for given_up in [false, true] {
             let cache = Cache::new(100);
             let begun = cache.begin(1, Origin::Neighbour).unwrap();
-            assert!(cache.begin(1, Origin::Host).is_none() && cache.has(1));
+            assert!(cache.begin(1, Origin::Host).is_none() && cache.contains(1));
             thread::scope(|scope| {
-                let reader = scope.spawn(|| cache.get_or_fetch(1, Origin::Host, || Ok(vec![2])));
+                let reader = scope.spawn(|| cache.get_or_fetch(1, Origin::Host, || verified(&[2])));
                 while Arc::strong_count(&cache.lock().slots[&1].outcome) < 3 {
                     thread::sleep(Duration::from_millis(1));
                 }
                 if given_up {
                     drop(begun);
                 } else {
-                    begun.finish(Ok(vec![1])).unwrap();
+                    begun.finish(verified(&[1])).unwrap();
                 }
                 assert_eq!(*reader.join().unwrap().unwrap(), [if given_up { 2 } else { 1 }]);
             });
@@ -266,19 +268,19 @@ mod tests {
         let cache = Cache::new(100);
         assert!(cache.get_or_fetch(1, Origin::Host, corrupt).is_err());
         assert_eq!(kept(&cache), (0, 0));
-        assert_eq!(*get(&cache, 1, 10), vec![0; 10]);
-        assert_eq!(*cache.get_or_fetch(1, Origin::Host, || unreachable!()).unwrap(), vec![0; 10]);
+        assert_eq!(&*get(&cache, 1, 10), [0; 10]);
+        assert_eq!(&*cache.get_or_fetch(1, Origin::Host, || unreachable!()).unwrap(), [0; 10]);
         assert_eq!(kept(&cache), (10, 10));
     }
 
     #[test]
-    fn the_least_recently_used_leave_when_the_budget_is_spent() {
+    fn the_least_recently_used_are_evicted_when_the_budget_is_spent() {
         let cache = Cache::new(100);
         for position in [1, 2, 1, 3] {
             get(&cache, position, 40);
         }
         assert_eq!(kept(&cache), (80, 80));
-        assert!(cache.has(1) && !cache.has(2) && cache.has(3));
+        assert!(cache.contains(1) && !cache.contains(2) && cache.contains(3));
         // More than the budget alone: it is used, and leaves with the next.
         get(&cache, 4, 200);
         assert_eq!(kept(&cache), (200, 200));
@@ -287,19 +289,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_stays_until_it_is_dropped_and_says_who_brought_it() {
+    fn what_is_pinned_stays_until_it_is_removed_and_says_who_brought_it() {
         let cache = Cache::new(100);
-        cache.get_or_fetch(1, Origin::Profile, || Ok(vec![0; 90])).unwrap();
-        assert_eq!((cache.hold(1), cache.hold(1), cache.hold(2)), (90, 0, 0));
+        cache.get_or_fetch(1, Origin::Profile, || verified(&[0; 90])).unwrap();
+        assert_eq!((cache.pin(1), cache.pin(1), cache.pin(2)), (90, 0, 0));
         get(&cache, 2, 90);
         get(&cache, 3, 90);
-        assert!(cache.has(1) && !cache.has(2));
+        assert!(cache.contains(1) && !cache.contains(2));
         assert_eq!(cache.claim(1), Some(Origin::Profile));
         assert_eq!(cache.claim(1), Some(Origin::Cache));
-        assert_eq!((cache.drop(1), cache.drop(3)), (90, 0));
+        assert_eq!((cache.remove(1), cache.remove(3)), (90, 0));
         assert_eq!(kept(&cache), (0, 0));
         get(&cache, 4, 10);
-        cache.hold(4);
-        assert_eq!((cache.drop_held(), cache.drop_held()), (10, 0));
+        cache.pin(4);
+        assert_eq!((cache.remove_pinned(), cache.remove_pinned()), (10, 0));
     }
 }

@@ -12,57 +12,24 @@
 //! it was, and is read as the small ones are; so does every file of a manifest that is laid out differently than those we
 //! know.
 //!
-//! EROFS' structures: the kernel's `fs/erofs/erofs_fs.h`, and <https://erofs.docs.kernel.org/en/latest/core_ondisk.html>.
+//! [`crate::content::erofs`] knows the manifest's structures.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
+use lazyroot_proto::verified::Verified;
 use lazyroot_proto::verity::BLOCK;
-use rustix::fs::FileType;
 
+use crate::content::erofs::{Addresses, rewrite};
+use crate::content::metadata::Manifest;
 use crate::sys;
-
-/// Where the superblock and fields of it are, in bytes.
-const SUPERBLOCK: usize = 1024;
-const FEATURE_COMPAT: usize = SUPERBLOCK + 8;
-const ROOT_NID: usize = SUPERBLOCK + 14;
-const INODES: usize = SUPERBLOCK + 16;
-const BLOCKS: usize = SUPERBLOCK + 36;
-const META_BLKADDR: usize = SUPERBLOCK + 40;
-const XATTR_BLKADDR: usize = SUPERBLOCK + 44;
-
-/// `EROFS_FEATURE_COMPAT_SB_CHKSUM`: the first block has a checksum.
-const CHECKSUM: u8 = 1;
 
 /// Objects begin this many bytes or a multiple behind the image's start: the largest page that Linux has on machines with
 /// EROFS, so that no page holds the manifest and an object.
 const LARGEST_PAGE: usize = 64 << 10;
-
-/// Inodes begin at multiples of this many bytes.
-const SLOT: usize = 32;
-
-/// `EROFS_INODE_FLAT_PLAIN`: nothing lies behind the inode.
-const FLAT_PLAIN: u16 = 0;
-/// `EROFS_INODE_FLAT_INLINE`: the last block's bytes do.
-const FLAT_INLINE: u16 = 2;
-/// `EROFS_INODE_CHUNK_BASED`: the addresses of the chunks do.
-const CHUNK_BASED: u16 = 4;
-/// `EROFS_CHUNK_FORMAT_INDEXES`: with device numbers; composefs writes plain block addresses.
-const CHUNK_INDEXES: u32 = 1 << 5;
-const CHUNK_BITS: u32 = 0x1f;
-
-/// `EROFS_XATTR_INDEX_TRUSTED`: names that begin with `trusted.`.
-const TRUSTED: u8 = 4;
-/// `EROFS_XATTR_INDEX_LUSTRE`, which Linux has no handler for: attributes with it are passed over.
-const UNSEEN: u8 = 5;
-/// The attributes by which overlayfs finds a file's bytes, without `trusted.`.
-const REDIRECT: &[u8] = b"overlay.redirect";
-const METACOPY: &[u8] = b"overlay.metacopy";
 
 /// See the module.
 pub struct ImageFile {
@@ -82,7 +49,7 @@ pub enum Place {
     /// So many bytes of the manifest.
     Manifest(u64),
     /// So many zeros, between the manifest and the objects.
-    Nothing(u64),
+    Gap(u64),
     /// An object.
     Object {
         /// Its position in the index.
@@ -95,12 +62,12 @@ pub enum Place {
 }
 
 impl ImageFile {
-    /// The image of `manifest`, which is verified, which nobody else changes, and which gets its addresses, with the objects
-    /// of `index` of more than `small` bytes.
+    /// The image of `manifest`, which gets its addresses, with the objects of `index` of more than `small` bytes.
     ///
     /// # Errors
     /// If the manifest cannot be mapped into memory.
-    pub fn new(manifest: File, index: &ObjectIndex, small: u64) -> io::Result<Self> {
+    pub fn new(manifest: Manifest, index: &ObjectIndex, small: u64) -> io::Result<Self> {
+        let manifest = manifest.into_file();
         let manifest_len = manifest.metadata()?.len().next_multiple_of(BLOCK as u64);
         manifest.set_len(manifest_len)?;
         let first = manifest_len.next_multiple_of(LARGEST_PAGE as u64);
@@ -135,7 +102,7 @@ impl ImageFile {
         let left = end.checked_sub(offset).filter(|left| *left > 0)?;
         Some(match next.checked_sub(1).map(|found| self.objects[found]) {
             Some((block, position)) => Place::Object { position, offset: offset - start(block), left },
-            None => Place::Nothing(left),
+            None => Place::Gap(left),
         })
     }
 
@@ -144,237 +111,68 @@ impl ImageFile {
         self.inodes.get(&position).copied()
     }
 
-    /// Fills `bytes` from byte `offset` of the manifest on.
+    /// `len` bytes of the manifest from byte `offset` on.
     ///
     /// # Errors
     /// If it is shorter.
-    pub fn read_manifest(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.manifest.read_exact_at(bytes, offset)
+    pub fn read_manifest(&self, offset: u64, len: usize) -> io::Result<ImageBytes> {
+        let mut bytes = ImageBytes::default();
+        bytes.push_manifest(self, offset, len)?;
+        Ok(bytes)
     }
 }
 
-/// The addresses, as they are given.
-struct Addresses<'a> {
-    index: &'a ObjectIndex,
-    small: u64,
-    /// Blocks that are taken.
-    blocks: u32,
-    /// First blocks, by position in the index.
-    first_blocks: HashMap<u32, u32>,
-}
+/// Bytes of an image file: of the manifest, which was verified before its addresses were written into it, of verified
+/// objects, and the zeros between them. They are made of nothing else.
+#[derive(Default)]
+pub struct ImageBytes(Vec<u8>);
 
-impl Addresses<'_> {
-    /// The position in the index and the first block of the object at `path` (`/ab/cdef...`), which a file of `size` bytes
-    /// names.
-    fn of(&mut self, path: &[u8], size: u64) -> Option<(u32, u32)> {
-        let (dir, name) = path.strip_prefix(b"/")?.split_at_checked(2)?;
-        let dir = u8::from_str_radix(std::str::from_utf8(dir).ok()?, 16).ok()?;
-        let position = self.index.position(&ObjectId::from_object_path(dir, name.strip_prefix(b"/")?)?)?;
-        if self.index.get(position)?.1 != size {
-            return None;
-        }
-        if let Some(block) = self.first_blocks.get(&position) {
-            return Some((position, *block));
-        }
-        let end = u32::try_from(size.div_ceil(BLOCK as u64)).ok()?.checked_add(self.blocks)?;
-        let block = std::mem::replace(&mut self.blocks, end);
-        self.first_blocks.insert(position, block);
-        Some((position, block))
+impl ImageBytes {
+    /// Adds `len` bytes of the manifest of `image` from byte `offset` on.
+    ///
+    /// # Errors
+    /// If it is shorter.
+    pub fn push_manifest(&mut self, image: &ImageFile, offset: u64, len: usize) -> io::Result<()> {
+        let end = self.0.len();
+        self.0.resize(end + len, 0);
+        image.manifest.read_exact_at(&mut self.0[end..], offset)
+    }
+
+    /// Adds `len` zeros, which lie between objects and behind the end of each in its last block.
+    pub fn push_zeros(&mut self, len: usize) {
+        self.0.resize(self.0.len() + len, 0);
+    }
+
+    /// Adds bytes of an object.
+    pub fn push_object(&mut self, bytes: &Verified) {
+        self.0.extend_from_slice(bytes);
     }
 }
 
-/// Gives the large files in `manifest` their addresses. Inodes lie one behind the other from the root's on.
-///
-/// Returns the inodes' numbers, by position in the index, of objects that one file has.
-fn rewrite(manifest: &mut [u8], addresses: &mut Addresses) -> HashMap<u32, u32> {
-    let block_at = |field| u32_at(manifest, field).map(|block| block as usize * BLOCK);
-    let (Some(root), Some(count), Some(inodes), Some(shared)) =
-        (u16_at(manifest, ROOT_NID), u64_at(manifest, INODES), block_at(META_BLKADDR), block_at(XATTR_BLKADDR))
-    else {
-        return HashMap::new();
-    };
-    let mut large = Vec::new();
-    // Attributes that files without an address need.
-    let mut needed = HashSet::new();
-    let mut at = inodes + usize::from(root) * SLOT;
-    for _ in 0..count {
-        // Writers leave slots empty where an inode would not fit into the rest of a block.
-        while manifest.get(at..at + SLOT).is_some_and(|slot| slot.iter().all(|byte| *byte == 0)) {
-            at += SLOT;
-        }
-        // What is not understood may be a file that shares its attributes with one that is.
-        let Some(inode) = Inode::at(manifest, at) else { return HashMap::new() };
-        let number = ((at - inodes) / SLOT) as u32;
-        at = inode.end.next_multiple_of(SLOT);
-        match inode.content(manifest, shared, addresses) {
-            Some(content) => large.push((inode, number, content)),
-            None => {
-                needed.extend(shared_attributes(manifest, inode.xattrs..inode.body, shared).map(|found| found.kind))
-            }
-        }
+impl std::ops::Deref for ImageBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
     }
-    let in_sight = |content: &Content, needed: &HashSet<usize>| content.kinds.iter().any(|kind| needed.contains(kind));
-    let mut numbers = HashMap::new();
-    // One of a file's attributes that stays in sight keeps the other there, and so every file that shares that.
-    while let Some(found) = large.iter().position(|(.., content)| in_sight(content, &needed)) {
-        let (.., content) = large.swap_remove(found);
-        needed.extend(content.kinds);
-        numbers.insert(content.position, None);
-    }
-    for (inode, number, content) in large {
-        inode.give_address(manifest, &content);
-        numbers.entry(content.position).and_modify(|number| *number = None).or_insert(Some(number));
-    }
-    manifest[FEATURE_COMPAT] &= !CHECKSUM;
-    manifest[BLOCKS..BLOCKS + 4].copy_from_slice(&addresses.blocks.to_le_bytes());
-    numbers.into_iter().filter_map(|(position, number)| Some((position, number?))).collect()
-}
-
-/// What matters of an inode, where it lies in the manifest.
-struct Inode {
-    is_file: bool,
-    layout: u16,
-    size: u64,
-    /// Bits of a chunk's size in bytes, for a chunk-based file.
-    chunk_bits: u32,
-    xattrs: usize,
-    /// What follows the attributes: the chunks' addresses.
-    body: usize,
-    end: usize,
-}
-
-impl Inode {
-    fn at(manifest: &[u8], at: usize) -> Option<Self> {
-        let (format, xattr_count, mode) = (u16_at(manifest, at)?, u16_at(manifest, at + 2)?, u16_at(manifest, at + 4)?);
-        let (len, size) = match format & 1 {
-            0 => (32, u32_at(manifest, at + 8)?.into()),
-            _ => (64, u64_at(manifest, at + 8)?),
-        };
-        let data = u32_at(manifest, at + 16)?;
-        let layout = format >> 1 & 7;
-        let xattrs = at + len;
-        let xattrs_len = if xattr_count == 0 { 0 } else { 12 + 4 * (usize::from(xattr_count) - 1) };
-        let body = xattrs + xattrs_len;
-        let chunk_bits = BLOCK.ilog2() + (data & CHUNK_BITS);
-        let end = body
-            + match layout {
-                FLAT_INLINE => usize::try_from(size).ok()? % BLOCK,
-                CHUNK_BASED if data & CHUNK_INDEXES != 0 => return None,
-                CHUNK_BASED => 4 * usize::try_from(size.div_ceil(1 << chunk_bits)).ok()?,
-                FLAT_PLAIN => 0,
-                _ => return None,
-            };
-        let kind = FileType::from_raw_mode(mode.into());
-        let is_file = kind == FileType::RegularFile;
-        (end <= manifest.len() && kind != FileType::Unknown).then_some(Self {
-            is_file,
-            layout,
-            size,
-            chunk_bits,
-            xattrs,
-            body,
-            end,
-        })
-    }
-
-    /// Where the bytes of a large file are, if an object has them.
-    fn content(&self, manifest: &[u8], shared: usize, addresses: &mut Addresses) -> Option<Content> {
-        if !self.is_file || self.layout != CHUNK_BASED || self.size <= addresses.small {
-            return None;
-        }
-        let attributes = attributes(manifest, self.xattrs..self.body, shared);
-        let find = |name: &[u8]| attributes.iter().find(|attribute| manifest[attribute.name.clone()] == *name);
-        let (redirect, metacopy) = (find(REDIRECT)?, find(METACOPY)?);
-        let (position, first_block) = addresses.of(&manifest[redirect.value.clone()], self.size)?;
-        Some(Content { kinds: [redirect.kind, metacopy.kind], position, first_block })
-    }
-
-    fn give_address(&self, manifest: &mut [u8], content: &Content) {
-        for kind in content.kinds {
-            manifest[kind] = UNSEEN;
-        }
-        let blocks_of_chunk = 1u64 << (self.chunk_bits - BLOCK.ilog2());
-        for (number, address) in manifest[self.body..self.end].chunks_exact_mut(4).enumerate() {
-            // Fits, since the end of the object does.
-            let block = (u64::from(content.first_block) + number as u64 * blocks_of_chunk) as u32;
-            address.copy_from_slice(&block.to_le_bytes());
-        }
-    }
-}
-
-/// Where a large file's bytes are.
-struct Content {
-    /// Of the attributes that say so, the bytes by which they are seen.
-    kinds: [usize; 2],
-    /// The object's, in the index.
-    position: u32,
-    /// In the image.
-    first_block: u32,
-}
-
-/// An extended attribute, where it lies in the manifest.
-struct Attribute {
-    /// The byte that says how the name begins.
-    kind: usize,
-    name: Range<usize>,
-    value: Range<usize>,
-}
-
-/// Bytes before an inode's attributes; the fifth is the number of those that it shares.
-const XATTR_HEADER: usize = 12;
-
-/// The attributes of an inode that begin with `trusted.`, its own and those that it shares with others.
-fn attributes(manifest: &[u8], inode: Range<usize>, shared: usize) -> Vec<Attribute> {
-    let mut found: Vec<_> = shared_attributes(manifest, inode.clone(), shared).collect();
-    let mut at = inode.start + XATTR_HEADER + 4 * found.len();
-    while at + 4 <= inode.end {
-        let Some(attribute) = attribute(manifest, at) else { break };
-        at = attribute.value.end.next_multiple_of(4);
-        found.push(attribute);
-    }
-    found.retain(|attribute| manifest[attribute.kind] == TRUSTED);
-    found
-}
-
-/// The attributes that an inode shares with others, as far as they are there.
-fn shared_attributes(manifest: &[u8], inode: Range<usize>, shared: usize) -> impl Iterator<Item = Attribute> {
-    let count = manifest.get(inode.start + 4).copied().filter(|_| !inode.is_empty()).map_or(0, usize::from);
-    let ids = (0..count).map_while(move |number| u32_at(manifest, inode.start + XATTR_HEADER + 4 * number));
-    ids.map_while(move |id| attribute(manifest, shared + 4 * id as usize))
-}
-
-fn attribute(manifest: &[u8], at: usize) -> Option<Attribute> {
-    let (name_len, value_len) = (usize::from(*manifest.get(at)?), usize::from(u16_at(manifest, at + 2)?));
-    let name = at + 4..at + 4 + name_len;
-    let value = name.end..name.end + value_len;
-    (value.end <= manifest.len()).then_some(Attribute { kind: at + 1, name, value })
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..at + 2).map(|bytes| u16::from_le_bytes(bytes.try_into().expect("2 bytes")))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("4 bytes")))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..at + 8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("8 bytes")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lazyroot_proto::{Algorithm, verity};
-    use std::io::Write;
+    use crate::content::erofs::{
+        BLOCKS, CHECKSUM, CHUNK_BASED, FEATURE_COMPAT, FLAT_INLINE, INODES, LUSTRE, METACOPY, REDIRECT, ROOT_NID, SLOT,
+        TRUSTED, XATTR_BLKADDR, u32_at,
+    };
+    use lazyroot_proto::{Algorithm, ObjectId, verity};
 
     const SMALL: u64 = 1000;
     const FILE: u16 = 0o100_644;
 
     /// A manifest in the making: inodes from the superblock's end on, shared attributes in the second block.
-    struct Manifest(Vec<u8>);
+    struct Layout(Vec<u8>);
 
-    impl Manifest {
+    impl Layout {
         fn new() -> Self {
             let mut bytes = vec![0; 2 * BLOCK];
             bytes[FEATURE_COMPAT] = CHECKSUM | 2;
@@ -410,10 +208,9 @@ mod tests {
         }
 
         fn finish(&self, objects: &[Vec<u8>]) -> ImageFile {
-            let mut file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-            file.write_all(&self.0).unwrap();
             let entries = objects.iter().map(|object| (id(object), object.len() as u64)).collect();
-            ImageFile::new(file, &ObjectIndex::new(Algorithm::Sha256, entries).unwrap(), SMALL).unwrap()
+            ImageFile::new(Manifest::of(&self.0), &ObjectIndex::new(Algorithm::Sha256, entries).unwrap(), SMALL)
+                .unwrap()
         }
     }
 
@@ -446,22 +243,20 @@ mod tests {
     }
 
     fn rewritten(image: &ImageFile) -> Vec<u8> {
-        let mut bytes = vec![0; image.manifest_len() as usize];
-        image.read_manifest(&mut bytes, 0).unwrap();
-        bytes
+        image.read_manifest(0, image.manifest_len() as usize).unwrap().to_vec()
     }
 
     /// How many of overlayfs' attributes are out of its sight.
     fn hidden(bytes: &[u8]) -> usize {
         // Before each name lie its length, what it begins with, and its value's length in two bytes.
         let names = (3..bytes.len()).filter(|at| bytes[*at..].starts_with(b"overlay."));
-        names.filter(|at| bytes[at - 3] == UNSEEN).count()
+        names.filter(|at| bytes[at - 3] == LUSTRE).count()
     }
 
     #[test]
     fn large_files_get_addresses_and_the_others_stay_as_they_are() {
         let (large, small, twice) = (vec![1; 5000], vec![2; 1000], vec![3; 9000]);
-        let mut manifest = Manifest::new();
+        let mut manifest = Layout::new();
         let (_, next) = manifest.inode(36, (0o040_755, FLAT_INLINE), 70, 0, &[], &[b'd'; 70]);
         let (first, next) = manifest.file(next, 5000, &own(&large));
         let (second, next) = manifest.file(next, 1000, &own(&small));
@@ -486,7 +281,7 @@ mod tests {
         let block = |number: u64| number * BLOCK as u64;
         assert_eq!(image.size(), block(21));
         assert_eq!(image.place(100), Some(Place::Manifest(block(2) - 100)));
-        assert_eq!(image.place(block(3)), Some(Place::Nothing(block(13))));
+        assert_eq!(image.place(block(3)), Some(Place::Gap(block(13))));
         assert_eq!(image.place(block(16)), Some(Place::Object { position: 0, offset: 0, left: block(2) }));
         let last = Place::Object { position: 2, offset: block(3) - 1, left: 1 };
         assert_eq!(image.place(block(21) - 1), Some(last));
@@ -496,7 +291,7 @@ mod tests {
     #[test]
     fn an_attribute_that_a_small_file_needs_stays_in_sight() {
         let (large, small) = (vec![1; 5000], vec![2; 1000]);
-        let mut manifest = Manifest::new();
+        let mut manifest = Layout::new();
         let redirect = |object: &[u8]| entry(REDIRECT, format!("/{}", id(object).object_path()).as_bytes());
         // As a writer may do that knows no digests: an empty attribute, which all files share.
         let common = entry(METACOPY, b"");
@@ -507,7 +302,7 @@ mod tests {
         assert_eq!((u32_at(&bytes, at), hidden(&bytes)), (Some(u32::MAX), 0));
 
         // Nor may one be hidden on behalf of a file that shares only the other with it.
-        let mut manifest = Manifest::new();
+        let mut manifest = Layout::new();
         let second = redirect(&large);
         manifest.0[BLOCK..BLOCK + common.len()].copy_from_slice(&common);
         manifest.0[BLOCK + 64..BLOCK + 64 + second.len()].copy_from_slice(&second);
@@ -517,7 +312,7 @@ mod tests {
         assert_eq!(hidden(&rewritten(&manifest.finish(std::slice::from_ref(&large)))), 0);
 
         // Nor is anything hidden if not all inodes are where they should be.
-        let mut manifest = Manifest::new();
+        let mut manifest = Layout::new();
         let (at, _) = manifest.file(36, 5000, &own(&large));
         manifest.0[INODES] += 1;
         manifest.0[3000..].fill(0xff);
@@ -528,7 +323,7 @@ mod tests {
     #[test]
     fn every_chunk_of_a_file_has_its_address() {
         let object = vec![5; 3 * BLOCK + 1];
-        let mut manifest = Manifest::new();
+        let mut manifest = Layout::new();
         // Chunks of two blocks.
         let (at, _) = manifest.inode(36, (FILE, CHUNK_BASED), object.len() as u32, 1, &own(&object), &[0xff; 8]);
         let bytes = rewritten(&manifest.finish(&[object]));
@@ -538,7 +333,7 @@ mod tests {
     #[test]
     fn whatever_the_bytes_are_nothing_panics() {
         let object = vec![1; 5000];
-        let mut manifest = Manifest::new();
+        let mut manifest = Layout::new();
         manifest.file(36, 5000, &own(&object));
         let honest = manifest.0.clone();
         for at in FEATURE_COMPAT..1300 {

@@ -7,14 +7,16 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use lazyroot_proto::reads::Origin;
-use lazyroot_proto::{ObjectId, verity};
+use lazyroot_proto::verified::{Proof, Unverified};
+use lazyroot_proto::verity;
 
-use crate::content::cache::{Cache, Fetched};
+use crate::content::cache::Cache;
+use crate::content::error::{ReadError, ReadResult};
+use crate::content::object::LargeObject;
 use crate::link::{Link, Ticket};
-use crate::objects::ReadError;
 
 /// Bytes of a level that are asked for at a time: under SHA-256, the leaves of 8 MiB. A read at random brings no more than
 /// that along, and reads in order find the next window here, as it is asked for half a window ahead.
@@ -24,27 +26,17 @@ const WINDOW: u64 = 64 << 10;
 const SHORT: u64 = 64 << 10;
 
 /// Windows on their way, or here and not checked, at a time: 4 MiB. Some are never needed, as nobody reads on.
-const MOST_EXPECTED: usize = 64;
+const MAX_TICKETS: usize = 64;
 
 /// Memory for nodes, in bytes: those of 1 GiB of large files being read at a time.
 const BUDGET: usize = 8 << 20;
 
 /// See the module.
-pub struct Trees {
+pub struct MerkleTrees {
+    link: Arc<Link>,
     verified: Cache<Window>,
     /// Windows on their way that nobody waits for yet.
     tickets: Mutex<BTreeMap<Window, Ticket>>,
-}
-
-/// A large object.
-#[derive(Clone, Copy, Debug)]
-pub struct Large {
-    /// Where it is in the index.
-    pub position: u32,
-    /// Which it is.
-    pub id: ObjectId,
-    /// In bytes.
-    pub size: u64,
 }
 
 /// A part of a level of an object's tree.
@@ -55,7 +47,7 @@ struct Window {
     number: u64,
 }
 
-impl Large {
+impl LargeObject {
     /// The window of leaves that proves the block at byte `offset`.
     fn leaf_window(&self, offset: u64) -> Window {
         Window { position: self.position, level: 0, number: offset / self.covered() }
@@ -80,40 +72,45 @@ impl Large {
     }
 }
 
-impl Trees {
-    /// Nothing of any tree.
-    pub fn new() -> Self {
-        Self { verified: Cache::new(BUDGET), tickets: Mutex::default() }
+impl MerkleTrees {
+    /// Nothing of any tree; nodes are fetched through `link`.
+    pub fn new(link: Arc<Link>) -> Self {
+        Self { link, verified: Cache::new(BUDGET), tickets: Mutex::default() }
     }
 
     /// Asks for what proves this range, in bytes, of the object and is not here.
-    pub fn expect(&self, link: &Link, object: &Large, range: Range<u64>) {
+    pub fn request(&self, object: &LargeObject, range: Range<u64>) {
         let ahead = if range.end - range.start > SHORT { object.covered() / 2 } else { 0 };
         let end = (range.end + ahead).min(object.size);
         for number in range.start / object.covered()..end.div_ceil(object.covered()) {
-            self.expect_path(link, object, Window { position: object.position, level: 0, number });
+            self.request_path(object, Window { position: object.position, level: 0, number });
         }
     }
 
-    /// Asks for the window and those that prove it, as far as they are not here. Whoever has one has those above it.
-    fn expect_path(&self, link: &Link, object: &Large, window: Window) {
+    /// Asks for the window and those that prove it, as far as they are not here. If one is here, so are those above it.
+    fn request_path(&self, object: &LargeObject, window: Window) {
         let path = std::iter::successors(Some(window), |window| object.above(*window));
-        for window in path.take_while(|window| !self.verified.has(*window)) {
-            // Looked at under the lock: whoever fetches a window takes the ticket once the cache knows of it.
+        for window in path.take_while(|window| !self.verified.contains(*window)) {
+            // Looked at under the lock: a thread that fetches a window takes the ticket once the cache knows of it.
             let mut tickets = self.tickets();
-            if let (Entry::Vacant(place), false) = (tickets.entry(window), self.verified.has(window)) {
-                place.insert(ask(link, object, window));
+            if let (Entry::Vacant(place), false) = (tickets.entry(window), self.verified.contains(window)) {
+                place.insert(self.request_window(object, window));
             }
-            if tickets.len() > MOST_EXPECTED {
-                tickets.pop_first().into_iter().for_each(|(_, ticket)| link.forget(ticket));
+            if tickets.len() > MAX_TICKETS {
+                tickets.pop_first().into_iter().for_each(|(_, ticket)| self.link.forget(ticket));
             }
         }
     }
 
-    /// What was asked for of the object at `position` is of no use any more.
-    pub fn give_up(&self, link: &Link, position: u32) {
+    fn request_window(&self, object: &LargeObject, window: Window) -> Ticket {
+        let bytes = object.bytes(window);
+        self.link.request_nodes(object.id, window.level, bytes.start, (bytes.end - bytes.start) as u32)
+    }
+
+    /// Gives up what is on its way of the tree of the object at `position`.
+    pub fn forget(&self, position: u32) {
         let first = |position| Window { position, level: 0, number: 0 };
-        let given_up = {
+        let forgotten = {
             let mut tickets = self.tickets();
             let mut tail = tickets.split_off(&first(position));
             if let Some(next) = position.checked_add(1) {
@@ -121,57 +118,44 @@ impl Trees {
             }
             tail
         };
-        given_up.into_values().for_each(|ticket| link.forget(ticket));
+        forgotten.into_values().for_each(|ticket| self.link.forget(ticket));
     }
 
-    /// Whether `data`, whole blocks of the object from byte `offset` on or all that follows, is what the object has there.
+    /// Checks `data`, whole blocks of the object from byte `offset` on or all that follows.
     ///
     /// # Errors
-    /// If the nodes that say so cannot be had.
-    pub fn prove(&self, link: &Link, object: &Large, offset: u64, mut data: &[u8]) -> Result<bool, ReadError> {
-        let mut offset = offset;
-        while !data.is_empty() {
-            let window = object.leaf_window(offset);
+    /// If the object has other bytes there, or the nodes that say so cannot be had.
+    pub fn verify(&self, object: &LargeObject, offset: u64, data: Unverified) -> ReadResult {
+        let proof_of = |at| -> Result<Proof, ReadError> {
+            let window = object.leaf_window(at);
             let start = window.number * object.covered();
-            let (here, rest) = data.split_at(data.len().min((start + object.covered() - offset) as usize));
-            let leaves = self.nodes(link, object, window)?;
-            if !verity::range_matches(object.id.algorithm(), &leaves, offset - start, here) {
-                return Ok(false);
-            }
-            offset += here.len() as u64;
-            data = rest;
-        }
-        Ok(true)
+            Ok(Proof { nodes: self.nodes(object, window)?, covers: start..start + object.covered() })
+        };
+        data.verify_range_by(object.id.algorithm(), offset, proof_of)?.map_err(|_| ReadError::Corrupt(object.id))
     }
 
-    fn nodes(&self, link: &Link, object: &Large, window: Window) -> Fetched {
+    fn nodes(&self, object: &LargeObject, window: Window) -> ReadResult {
         self.verified.get_or_fetch(window, Origin::Host, || {
-            let ticket = self.tickets().remove(&window).unwrap_or_else(|| ask(link, object, window));
+            let ticket = self.tickets().remove(&window).unwrap_or_else(|| self.request_window(object, window));
             if let Some(above) = object.above(window) {
                 // On its way meanwhile.
-                self.expect_path(link, object, above);
+                self.request_path(object, above);
             }
-            let nodes = link.redeem(ticket).map_err(|error| ReadError::Link { id: object.id, error })?;
-            let algorithm = object.id.algorithm();
-            let right = match object.above(window) {
-                None => verity::digest_of_level(algorithm, &nodes, window.level, object.size) == Some(object.id),
+            let nodes = self.link.redeem(ticket).map_err(|error| ReadError::Link { id: object.id, error })?;
+            let verified = match object.above(window) {
+                None => nodes.verify_level(&object.id, object.size, window.level),
                 Some(above) => {
                     let start = object.bytes(window).start - above.number * object.covered();
-                    verity::range_matches(algorithm, &self.nodes(link, object, above)?, start, &nodes)
+                    nodes.verify_range(object.id.algorithm(), start, &self.nodes(object, above)?)
                 }
             };
-            if right { Ok(nodes) } else { Err(ReadError::Corrupt(object.id)) }
+            verified.map_err(|_| ReadError::Corrupt(object.id))
         })
     }
 
     fn tickets(&self) -> MutexGuard<'_, BTreeMap<Window, Ticket>> {
         self.tickets.lock().expect("no panic under the lock")
     }
-}
-
-fn ask(link: &Link, object: &Large, window: Window) -> Ticket {
-    let bytes = object.bytes(window);
-    link.nodes_ahead(object.id, window.level, bytes.start, (bytes.end - bytes.start) as u32)
 }
 
 #[cfg(test)]
@@ -184,7 +168,7 @@ mod tests {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let id = verity::digest(algorithm, b"");
             for size in [300 << 10, 8 << 20, (8 << 20) + 1, 128 << 20, 10 << 30, 3 << 40] {
-                let object = Large { position: 7, id, size };
+                let object = LargeObject { position: 7, id, size };
                 let last = object.leaf_window(size - 1);
                 assert_eq!(object.bytes(last).end, verity::leaves_len(algorithm, size));
                 assert_eq!(object.bytes(Window { number: last.number + 1, ..last }).count(), 0);

@@ -3,7 +3,7 @@
 
 use fuser::{FileAttr, FileType};
 
-use crate::fuse::device::FOREVER;
+use crate::fuse::data_layer::FOREVER;
 
 /// Requests that the data layer answers: `enum fuse_opcode`.
 pub mod opcode {
@@ -26,7 +26,7 @@ const DIRENT: usize = 24;
 /// Names in a listing end at multiples of this many bytes.
 const DIRENT_ALIGN: usize = 8;
 
-/// What [`crate::fuse::device`] says of the file system, too.
+/// What fuser answers to STATFS, through the device.
 const STATFS_BLOCK: u32 = 512;
 const LONGEST_NAME: u32 = 255;
 

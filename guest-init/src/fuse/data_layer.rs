@@ -4,21 +4,27 @@
 //! overlayfs asks little of it: LOOKUP of a directory and of a file, READ, and GETATTR. Names and sizes are
 //! answered from the object index without asking the host, and never expire, since objects never change.
 
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
+use lazyroot_proto::verified::Verified;
 use lazyroot_proto::{ObjectId, ObjectIndex};
 
-use crate::ahead::page_cache::{self, FIRST_OBJECT, Pages};
-use crate::ahead::scan::Scans;
-use crate::content::image_file::{ImageFile, Place};
+use crate::ahead::Ahead;
+use crate::ahead::page_cache::{self, FIRST_OBJECT};
+use crate::content::Content;
+use crate::content::error::ReadResult;
+use crate::content::image_file::{ImageBytes, ImageFile, Place};
+use crate::content::object::{Object, ObjectPart, SMALL};
 use crate::link::recorder::Stopwatch;
-use crate::objects::{Bytes, Objects, ReadError, SMALL};
+use crate::placement::{self, LONG_WORK};
 
 /// The name of the image file ([`crate::content::image_file`]), in the root.
 pub const IMAGE: &str = "image";
+
+/// Objects and their sizes never change: the kernel may keep what it knows for ever.
+pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 const ROOT: u64 = 1;
 /// Inodes of the 256 directories, by their byte.
@@ -27,90 +33,105 @@ const FIRST_DIR: u64 = 2;
 pub const IMAGE_INODE: u64 = 1 << 40;
 
 /// What is answered to the kernel, whatever way it asks.
-pub struct DataFs {
-    objects: Arc<Objects>,
+pub struct DataLayer {
+    content: Arc<Content>,
+    ahead: Arc<Ahead>,
     image: Arc<ImageFile>,
-    pages: Arc<Pages>,
-    scans: Arc<OnceLock<Scans>>,
     /// Positions of all small objects in the order of their ids, for listings.
     sorted: OnceLock<Vec<u32>>,
     uid: u32,
     gid: u32,
 }
 
-impl DataFs {
-    /// Answers with `objects` and the `image`, for what `pages` is the kernel's page cache. Scans are recognised once `scans`
-    /// is set.
-    pub fn new(objects: Arc<Objects>, image: Arc<ImageFile>, pages: Arc<Pages>, scans: Arc<OnceLock<Scans>>) -> Self {
-        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        Self { objects, image, pages, scans, sorted: OnceLock::new(), uid, gid }
-    }
+/// Bytes that answer a READ, every one of them verified.
+pub enum ReadReply {
+    /// Of one object, shared with whatever keeps it, so that nothing is copied on the way to the kernel.
+    Object(Verified),
+    /// Of the image file, put together.
+    Image(ImageBytes),
+}
 
-    /// Lets come what seems to be read after the object at `position`, which the kernel asks for. Returns the batch of a
-    /// scan that it lies in.
-    fn come_ahead(&self, position: u32) -> Option<(&Scans, Range<u32>)> {
-        let step = self.objects.miss(position);
-        let scans = self.scans.get()?;
-        step.passed.for_each(|position| scans.receive(self.objects.begin_run(position)));
-        if let Some(batch) = step.ask.filter(|_| step.scan) {
-            scans.fill(batch);
+impl std::ops::Deref for ReadReply {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Object(bytes) => bytes,
+            Self::Image(bytes) => bytes,
         }
-        // Whoever waits for the batch must not be what it waits for: only its first object is left out of it.
-        step.within.filter(|batch| batch.start == position).map(|batch| (scans, batch))
+    }
+}
+
+impl DataLayer {
+    /// Answers with `content` and the `image`, and with what `ahead` has fetched before.
+    pub fn new(content: Arc<Content>, ahead: Arc<Ahead>, image: Arc<ImageFile>) -> Self {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        Self { content, ahead, image, sorted: OnceLock::new(), uid, gid }
     }
 
-    /// Up to `len` bytes at byte `offset` of the object at `position`, as [`Objects::read`]; what seems to be read next
-    /// comes ahead.
-    fn read_object(&self, position: u32, offset: u64, len: u32) -> Option<Result<Bytes, ReadError>> {
-        if self.objects.is_handed_over(position, offset) {
+    /// Up to `len` bytes at byte `offset` of the object at `position`; what seems to be read next is asked for. `None` if
+    /// there is no such object.
+    fn read_object(&self, position: u32, offset: u64, len: u32) -> Option<ReadResult> {
+        let part = ObjectPart::new(self.content.index(), position, offset, len)?;
+        if self.ahead.is_kernel_readahead(&part, offset) {
             // No program waits for it, and nothing is known of what comes next.
-            return self.objects.read(position, offset, len);
+            return Some(self.read_part(&part));
         }
         let stopwatch = Stopwatch::start();
-        let scan = self.come_ahead(position);
-        if let Some(scans) = self.scans.get() {
-            scans.receive(self.objects.follow_run(position, offset, len));
+        let batch = self.ahead.on_read(&part);
+        let read = self.read_part(&part);
+        if let Some(batch) = batch {
+            self.ahead.wait_for(&batch);
         }
-        let read = self.objects.read(position, offset, len);
-        if let Some((scans, batch)) = scan {
-            scans.hold_for(&batch);
+        self.content.recorder().count(|counters| counters.read.add(stopwatch.elapsed()));
+        Some(read)
+    }
+
+    /// A part of an object, from what was fetched ahead or else from the host.
+    fn read_part(&self, part: &ObjectPart) -> ReadResult {
+        let stopwatch = Stopwatch::start();
+        if let Some(bytes) = self.ahead.read(part, stopwatch) {
+            return Ok(bytes);
         }
-        self.objects.recorder().count(|counters| counters.read.add(stopwatch.elapsed()));
-        read
+        if let Object::Large(object) = part.object {
+            let blocks = object.blocks_around(&part.bytes);
+            // In a scan other threads do the long work, ahead of this one.
+            if blocks.end - blocks.start >= LONG_WORK && !self.ahead.is_in_scan(object.position) {
+                placement::leave();
+            }
+        }
+        self.content.read(part, stopwatch)
     }
 
     /// `len` bytes at byte `offset` of the image file; fewer only at its end. `None` if they cannot be had.
-    fn read_image(&self, offset: u64, len: u32) -> Option<Bytes> {
+    fn read_image(&self, offset: u64, len: u32) -> Option<ReadReply> {
         let len = u64::from(len).min(self.image.size().checked_sub(offset)?) as usize;
-        let mut joined = Vec::new();
+        let mut joined = ImageBytes::default();
         while joined.len() < len {
             let at = joined.len();
             let part = |left: u64| left.min((len - at) as u64) as usize;
             match self.image.place(offset + at as u64)? {
-                Place::Manifest(left) => {
-                    joined.resize(at + part(left), 0);
-                    self.image.read_manifest(&mut joined[at..], offset + at as u64).ok()?;
-                }
-                Place::Nothing(left) => joined.resize(at + part(left), 0),
+                Place::Manifest(left) => joined.push_manifest(&self.image, offset + at as u64, part(left)).ok()?,
+                Place::Gap(left) => joined.push_zeros(part(left)),
                 Place::Object { position, offset, left } => {
                     let part = part(left);
                     let bytes = self.read_object(position, offset, part as u32)?.ok()?;
                     // EROFS asks for blocks of one file at a time, so this is nearly always all.
                     if bytes.len() == len {
-                        return Some(bytes);
+                        return Some(ReadReply::Object(bytes));
                     }
-                    joined.extend_from_slice(&bytes);
+                    joined.push_object(&bytes);
                     // Behind the object's end its last block is zeros.
-                    joined.resize(at + part, 0);
+                    joined.push_zeros(part - bytes.len());
                 }
             }
         }
-        Some(joined.into())
+        Some(ReadReply::Image(joined))
     }
 
     /// The positions of the small objects in the folder of ids that begin with `byte`.
     fn folder(&self, byte: u8) -> &[u32] {
-        let entries = self.objects.index().entries();
+        let entries = self.content.index().entries();
         let id = |position: &u32| &entries[*position as usize].0;
         let sorted = self.sorted.get_or_init(|| {
             // Nobody looks for the others in the data layer.
@@ -128,7 +149,7 @@ impl DataFs {
         let (kind, perm, size) = match ino {
             IMAGE_INODE => (FileType::RegularFile, 0o444, self.image.size()),
             ..FIRST_OBJECT => (FileType::Directory, 0o555, 0),
-            _ => (FileType::RegularFile, 0o444, self.objects.index().get(page_cache::position(ino)?)?.1),
+            _ => (FileType::RegularFile, 0o444, self.content.index().get(page_cache::position(ino)?)?.1),
         };
         Some(FileAttr {
             ino: INodeNo(ino),
@@ -170,21 +191,19 @@ fn child(index: &ObjectIndex, parent: u64, name: &[u8]) -> Result<u64, Errno> {
     Ok(FIRST_OBJECT + u64::from(position))
 }
 
-impl DataFs {
+impl DataLayer {
     /// What `name` in the directory `parent` is. The kernel is told of it, and may have content stored for it from here on.
     ///
     /// # Errors
     /// As [`child`].
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<FileAttr, Errno> {
         let stopwatch = Stopwatch::start();
-        let ino = child(self.objects.index(), parent, name)?;
+        let ino = child(self.content.index(), parent, name)?;
         let attr = self.attr(ino).ok_or(Errno::EIO)?;
         if let Some(position) = page_cache::position(ino) {
-            // overlayfs looks an object up when a program opens the file: it is about to be read.
-            self.come_ahead(position);
-            self.objects.expect_opened(position);
-            self.pages.enter(position);
-            self.objects.recorder().count(|counters| counters.lookup.add(stopwatch.elapsed()));
+            self.ahead.on_lookup(position);
+            self.ahead.page_cache().insert_inode(position);
+            self.content.recorder().count(|counters| counters.lookup.add(stopwatch.elapsed()));
         }
         Ok(attr)
     }
@@ -192,7 +211,7 @@ impl DataFs {
     /// The kernel has forgotten `ino`.
     pub fn forget(&self, ino: u64) {
         if let Some(position) = page_cache::position(ino) {
-            self.pages.forget(position);
+            self.ahead.page_cache().remove_inode(position);
         }
     }
 
@@ -212,10 +231,11 @@ impl DataFs {
         let byte = ino.checked_sub(FIRST_DIR).and_then(|byte| u8::try_from(byte).ok());
         let positions = byte.map(|byte| self.folder(byte)).unwrap_or_default();
         // The kernel has taken in what it was told before it asks for what follows.
-        positions.iter().take(offset as usize).for_each(|position| self.pages.enter(*position));
+        let page_cache = self.ahead.page_cache();
+        positions.iter().take(offset as usize).for_each(|position| page_cache.insert_inode(*position));
         for (number, position) in positions.iter().enumerate().skip(offset as usize) {
             let attr = self.attr(page_cache::inode(*position).0);
-            let (Some(attr), Some((id, _))) = (attr, self.objects.index().get(*position)) else { continue };
+            let (Some(attr), Some((id, _))) = (attr, self.content.index().get(*position)) else { continue };
             let path = id.object_path();
             let name = path.split_once('/').map_or(&*path, |(_, name)| name);
             if !add(&attr, number as u64 + 1, name.as_bytes()) {
@@ -229,16 +249,16 @@ impl DataFs {
     /// # Errors
     /// EISDIR for a directory, EIO for what cannot be had or does not verify. Never ENOENT, never short: the kernel would
     /// show a file that is missing or full of zeros.
-    pub fn read(&self, ino: u64, offset: u64, len: u32) -> Result<Bytes, Errno> {
+    pub fn read(&self, ino: u64, offset: u64, len: u32) -> Result<ReadReply, Errno> {
         if ino == IMAGE_INODE {
             return self.read_image(offset, len).ok_or(Errno::EIO);
         }
         let position = page_cache::position(ino).ok_or(Errno::EISDIR)?;
         let bytes = self.read_object(position, offset, len).and_then(Result::ok).ok_or(Errno::EIO)?;
-        if bytes.is_whole() {
-            self.objects.drop_small(position);
+        if self.content.index().get(position).is_some_and(|(_, size)| size == bytes.len() as u64 && size <= SMALL) {
+            self.ahead.on_whole_read(position);
         }
-        Ok(bytes)
+        Ok(ReadReply::Object(bytes))
     }
 }
 

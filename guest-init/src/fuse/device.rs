@@ -6,32 +6,28 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use fuser::{
     Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr,
     ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
 };
 
+use crate::ahead::runs::LONGEST_READ;
 use crate::complain::complain;
-use crate::fuse::data_layer::DataFs;
+use crate::fuse::data_layer::{DataLayer, FOREVER};
 use crate::fuse::ring::Rings;
-use crate::objects::LONGEST_READ;
-
-/// Objects and their sizes never change: the kernel may keep what it knows for ever.
-pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Answers what fuser reads from the device.
 pub struct Device {
-    fs: Arc<DataFs>,
+    layer: Arc<DataLayer>,
     device: Arc<OwnedFd>,
     rings: Arc<OnceLock<Rings>>,
 }
 
 impl Device {
-    /// Answers with `fs`. Sets `rings`, for this `device`, if requests are to come over io_uring: they are to be started then.
-    pub fn new(fs: Arc<DataFs>, device: Arc<OwnedFd>, rings: Arc<OnceLock<Rings>>) -> Self {
-        Self { fs, device, rings }
+    /// Answers with `layer`. Sets `rings`, for this `device`, if requests are to come over io_uring: they are to be started then.
+    pub fn new(layer: Arc<DataLayer>, device: Arc<OwnedFd>, rings: Arc<OnceLock<Rings>>) -> Self {
+        Self { layer, device, rings }
     }
 }
 
@@ -54,7 +50,7 @@ impl Filesystem for Device {
         }
         // Without rings the kernel need not know that there could be some.
         if config.capabilities().contains(InitFlags::FUSE_OVER_IO_URING)
-            && let Ok(rings) = Rings::open(&self.device, &self.fs).inspect_err(|error| {
+            && let Ok(rings) = Rings::open(&self.device, &self.layer).inspect_err(|error| {
                 complain(format!("FUSE over io_uring is switched on, but cannot be had: {error}"));
             })
             && config.add_capabilities(InitFlags::FUSE_OVER_IO_URING).is_ok()
@@ -66,7 +62,7 @@ impl Filesystem for Device {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.fs.lookup(parent.0, name.as_bytes()) {
+        match self.layer.lookup(parent.0, name.as_bytes()) {
             Ok(attr) => reply.entry(&FOREVER, &attr, Generation(0)),
             Err(error) => reply.error(error),
         }
@@ -80,18 +76,18 @@ impl Filesystem for Device {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.fs.list(ino.0, offset, |attr, next, name| {
+        self.layer.list(ino.0, offset, |attr, next, name| {
             !reply.add(attr.ino, next, OsStr::from_bytes(name), &FOREVER, attr, Generation(0))
         });
         reply.ok();
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, _lookups: u64) {
-        self.fs.forget(ino.0);
+        self.layer.forget(ino.0);
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.fs.getattr(ino.0) {
+        match self.layer.getattr(ino.0) {
             Ok(attr) => reply.attr(&FOREVER, &attr),
             Err(error) => reply.error(error),
         }
@@ -118,7 +114,7 @@ impl Filesystem for Device {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.fs.read(ino.0, offset, size) {
+        match self.layer.read(ino.0, offset, size) {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(error),
         }

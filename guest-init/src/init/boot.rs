@@ -15,11 +15,12 @@ use anyhow::{Context, Result, bail};
 use lazyroot_proto::boot::{INITS, PROBE_MARKER};
 use rustix::mount::{MountFlags, mount_move};
 use rustix::process::{Pid, WaitOptions};
-use rustix::system::RebootCommand;
 
+use crate::agent::mode::Mode;
+use crate::agent::shutdown::power_off;
 use crate::clock::monotonic_now;
 use crate::complain::complain;
-use crate::init::cmdline::{Instructions, Mode};
+use crate::init::cmdline::Instructions;
 use crate::sys;
 
 /// The data plane's `argv[0]`.
@@ -40,16 +41,6 @@ pub fn main() -> ! {
     complain(format_args!("cannot boot: {error:#}"));
     std::thread::sleep(LAST_WORDS);
     power_off()
-}
-
-/// Syncs and powers the machine off.
-pub fn power_off() -> ! {
-    rustix::fs::sync();
-    // Fails only without the privilege, which PID 1 and its daemon have.
-    let _ = rustix::system::reboot(RebootCommand::PowerOff);
-    loop {
-        std::thread::park();
-    }
 }
 
 fn boot() -> Result<std::convert::Infallible> {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::frame::DEFAULT_PORT;
 
+use crate::agent::mode::Mode;
 use crate::mount::Trust;
 
 /// The host's instructions.
@@ -32,15 +33,6 @@ pub struct Boot {
     pub settings: bool,
     /// `lazyroot.upper=disk`: whether changes go to a disk.
     pub disk: bool,
-}
-
-/// What runs once the image is mounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// `init`: the image's own init, as PID 1.
-    Init,
-    /// `agent`: nothing but what the host asks the agent for.
-    Agent,
 }
 
 impl Instructions {

@@ -9,19 +9,20 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::frame::EventKind;
 use lazyroot_proto::settings::Settings;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::thread::disable_transparent_huge_pages;
 
 use crate::agent::Agent;
+use crate::agent::mode::Mode;
 use crate::clock::monotonic_now;
 use crate::init::boot::{DAEMON_READY, SYSROOT};
 use crate::init::cmdline::{self, Instructions};
 use crate::init::notify::Notify;
 use crate::init::settings;
 use crate::link::{Address, Link, REQUEST_DEADLINE};
-use crate::mount::disk;
-use crate::mount::{self, Upper};
+use crate::mount::{self, Upper, disk, scratch};
+use crate::threads;
 
 /// Runs until the machine powers off. `started` is when init began, in nanoseconds since the kernel did.
 ///
@@ -44,7 +45,7 @@ pub fn main(started: u64) -> Result<()> {
     let link = Link::connect(address.clone(), boot.trust.manifest, REQUEST_DEADLINE)
         .context("cannot reach lazyroot on the host")?;
     let link = Arc::new(link);
-    link.event(EventKind::Init, started, "");
+    link.send_event(EventKind::Init, started, "");
     let mounted = match mount_root(&link, &boot) {
         Ok(mounted) => mounted,
         Err(error) => return Err(give_up(&link, error)),
@@ -53,9 +54,9 @@ pub fn main(started: u64) -> Result<()> {
         Ok(notify) => notify,
         Err(error) => return Err(give_up(&link, error)),
     };
-    link.event(EventKind::Mounted, monotonic_now(), "");
+    link.send_event(EventKind::Mounted, monotonic_now(), "");
     // Open before it moves: the descriptor follows the mount.
-    let root = rustix::fs::open(SYSROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = rustix::fs::open(SYSROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty())?;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{DAEMON_READY}")?;
     stdout.flush()?;
@@ -65,15 +66,15 @@ pub fn main(started: u64) -> Result<()> {
         if let Some(notify) = notify {
             notify.watch(link, root.try_clone()?);
         }
-        let agent = Agent::new(address, root, mounted.upper()?, boot.mode, mounted.objects().clone());
-        std::thread::Builder::new().name("agent".into()).spawn(move || agent.run())?;
+        let agent = Agent::new(address, root, mounted.upper()?, boot.mode, mounted.content().recorder().clone());
+        threads::start("agent", move || agent.run())?;
     }
     mounted.wait().context("the root's data layer ended")
 }
 
 /// Tells the host why this guest cannot boot.
 fn give_up(link: &Link, error: anyhow::Error) -> anyhow::Error {
-    link.event(EventKind::Fatal, monotonic_now(), &format!("{error:#}"));
+    link.send_event(EventKind::Fatal, monotonic_now(), &format!("{error:#}"));
     // Time for the message to leave the machine before PID 1 ends it.
     std::thread::sleep(Duration::from_millis(200));
     error
@@ -85,9 +86,9 @@ fn prepare(address: &Address, boot: &cmdline::Boot, mounted: &mount::Mounted) ->
     let settings = if boot.settings { settings::fetch(address)? } else { Settings::default() };
     settings::apply(&settings, sysroot, boot.mode)?;
     if !boot.disk {
-        settings::mount_scratch(sysroot);
+        scratch::mount_tmpfs(sysroot);
     }
-    if boot.mode == cmdline::Mode::Agent {
+    if boot.mode == Mode::Agent {
         return Ok(None);
     }
     if let Some(name) = &boot.hostname {

@@ -17,6 +17,7 @@ use lazyroot_proto::frame::EventKind;
 
 use crate::clock::monotonic_now;
 use crate::link::Link;
+use crate::threads;
 
 /// The socket, in a folder that moves to the image's root as it is.
 const SOCKET: &str = "/run/lazyroot.notify";
@@ -49,8 +50,8 @@ impl Notify {
 
     /// Tells the host once the system is up, by what the init says or, if it is one that says nothing, when it runs.
     pub fn watch(self, link: Arc<Link>, root: OwnedFd) {
-        thread::spawn(move || {
-            let ready = || link.event(EventKind::Ready, monotonic_now(), "");
+        threads::start_or_panic("notify", move || {
+            let ready = || link.send_event(EventKind::Ready, monotonic_now(), "");
             if !is_systemd(&root) {
                 ready();
                 return;

@@ -11,13 +11,10 @@ use lazyroot_proto::frame::{HostMessage, Role};
 use lazyroot_proto::settings::{Settings, Share};
 use rustix::mount::{MountFlags, mount};
 
-use crate::init::cmdline::Mode;
+use crate::agent::mode::Mode;
 use crate::init::network;
 use crate::init::notify::{self, Notify};
 use crate::link::{Address, dial_patiently, introduce};
-
-/// Where programs keep containers. On the image's overlay their own overlays could not be; a tmpfs can hold them.
-const SCRATCH: &[&str] = &["var/lib/containers", "var/lib/docker"];
 
 /// Asks the host for this guest's settings.
 ///
@@ -56,24 +53,6 @@ pub fn apply(settings: &Settings, sysroot: &Path, mode: Mode) -> Result<()> {
         notify::write_credential(Path::new("network.dns"), format!("{a}.{b}.{c}.{d}").as_bytes())?;
     }
     settings.shares.iter().try_for_each(|share| mount_share(share, sysroot))
-}
-
-/// The folders for containers below `sysroot`, where the image has a place for them and nothing in it.
-pub fn scratch(sysroot: &Path) -> Vec<PathBuf> {
-    let places = SCRATCH.iter().map(|name| sysroot.join(name));
-    places
-        .filter(|dir| match fs::read_dir(dir) {
-            Ok(mut entries) => entries.next().is_none(),
-            Err(_) => dir.parent().is_some_and(Path::is_dir) && fs::create_dir(dir).is_ok(),
-        })
-        .collect()
-}
-
-/// Makes room for containers in memory. Best effort: only containers would miss it.
-pub fn mount_scratch(sysroot: &Path) {
-    for dir in scratch(sysroot) {
-        let _ = mount("tmpfs", &dir, "tmpfs", MountFlags::NODEV, c"mode=711");
-    }
 }
 
 /// A name that stays in its folder.

@@ -9,7 +9,8 @@ use lazyroot_proto::frame::{MAX_GUEST_WRITE, Request};
 use lazyroot_proto::reads::{Counters, Extent, Origin, Read};
 
 use crate::clock::monotonic_now;
-use crate::link::Link;
+use crate::link::connection::Link;
+use crate::threads;
 
 /// How long news may wait for more of them: seldom enough that telling costs nothing, often enough for somebody who
 /// watches.
@@ -23,6 +24,7 @@ const READS_PER_FRAME: usize = (MAX_GUEST_WRITE - 256) / Read::LEN;
 
 /// Collects what happens, and tells the host a little later.
 pub struct Recorder {
+    link: Arc<Link>,
     state: Mutex<State>,
     news: Condvar,
 }
@@ -65,12 +67,12 @@ impl Recorder {
     /// # Errors
     /// If the system has no thread for it.
     pub fn start(link: Arc<Link>) -> std::io::Result<Arc<Self>> {
-        let recorder = Arc::new(Self { state: Mutex::default(), news: Condvar::new() });
+        let recorder = Arc::new(Self { link, state: Mutex::default(), news: Condvar::new() });
         let teller = recorder.clone();
-        thread::Builder::new().name("recorder".into()).spawn(move || {
+        threads::start("recorder", move || {
             while teller.wait_for_news() {
                 thread::sleep(PAUSE);
-                teller.tell(&link);
+                teller.flush();
             }
         })?;
         Ok(recorder)
@@ -94,8 +96,13 @@ impl Recorder {
         self.change(|state| change(&mut state.counters));
     }
 
-    /// Tells the host what it has not been told, now.
-    pub fn tell(&self, link: &Link) {
+    /// Counts `bytes` of the boot profile, of which it is known whether a program reads them.
+    pub fn watch_profile(&self, bytes: u64) {
+        self.count(|counters| counters.profile_bytes += bytes);
+    }
+
+    /// Tells the host now what it has not been told.
+    pub fn flush(&self) {
         let (reads, counters) = {
             let mut state = self.lock();
             if !std::mem::take(&mut state.dirty) {
@@ -105,9 +112,9 @@ impl Recorder {
         };
         // All at best effort: what a broken connection loses is a hint.
         for reads in reads.chunks(READS_PER_FRAME) {
-            link.tell(&Request::Reads(reads.to_vec()));
+            self.link.notify(&Request::Reads(reads.to_vec()));
         }
-        link.tell(&Request::Counters(Box::new(counters)));
+        self.link.notify(&Request::Counters(Box::new(counters)));
     }
 
     /// Ends the thread.
@@ -123,7 +130,7 @@ impl Recorder {
         }
     }
 
-    /// Whether there is something to tell, and somebody to tell it.
+    /// Waits until there is something to tell; `false` once the thread is to end.
     fn wait_for_news(&self) -> bool {
         let idle = |state: &mut State| !state.dirty && !state.over;
         let state = self.news.wait_while(self.lock(), idle).expect("no panic under the lock");

@@ -10,8 +10,7 @@ use anyhow::{Context, Result};
 use lazyroot_proto::boot::UPPER_DISK;
 use rustix::mount::MountFlags;
 
-use crate::init::settings;
-use crate::mount::ext4;
+use crate::mount::{ext4, scratch};
 use crate::sys;
 
 /// The block device with the upper layer.
@@ -58,7 +57,7 @@ pub fn mount(device: &Path, dir: &Path) -> Result<()> {
 /// Where programs keep containers, whose own overlays could not be on the image's: folders of the disk's own take their
 /// place, where the image (mounted at `target`) has one for them. Best effort: only containers would miss them.
 pub fn lend_folders(upper: &Path, target: &Path) {
-    for place in settings::scratch(target) {
+    for place in scratch::empty_folders(target) {
         let own = upper.join(place.file_name().unwrap_or_default());
         let made = own.is_dir() || fs::DirBuilder::new().mode(0o711).create(&own).is_ok();
         if made {

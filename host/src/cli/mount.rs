@@ -87,12 +87,12 @@ struct ServedMount {
 impl ServedMount {
     /// Waits until the image is unmounted.
     fn wait(self) -> Result<()> {
-        let objects = self.mount.objects().clone();
+        let content = self.mount.content().clone();
         self.mount.wait().context("the mount's data layer ended")?;
         if self.has_server {
             // A round trip: what the mount has told last has arrived, too. It is remembered when the session ends, and
             // that is now.
-            let _ = objects.link().index();
+            let _ = content.link().index();
         }
         self.runtime.shutdown_timeout(LAST_WORDS);
         Ok(())

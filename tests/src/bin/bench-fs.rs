@@ -33,6 +33,7 @@ use lazyroot_guest::link::{Address, Link, REQUEST_DEADLINE};
 use lazyroot_proto::ObjectId;
 use lazyroot_proto::frame::MAX_READ;
 use lazyroot_proto::index::ObjectIndex;
+use lazyroot_proto::verified::{Unverified, Verified};
 use lazyroot_proto::verity::{self, LeafHasher};
 
 /// Threads that answer the kernel: as many reads are in flight. More were no faster on two processors.
@@ -153,7 +154,7 @@ impl Content for Socket {
 struct Naive {
     link: Mutex<Link>,
     index: Arc<ObjectIndex>,
-    leaves: Mutex<HashMap<u32, Arc<Vec<u8>>>>,
+    leaves: Mutex<HashMap<u32, Verified>>,
 }
 
 impl Naive {
@@ -166,8 +167,8 @@ impl Naive {
             Ok(())
         })?;
         ensure!(manifest.finish().0 == image.id, "the manifest is damaged");
-        let index = Arc::new(ObjectIndex::from_bytes(&link.index()?)?);
-        ensure!(index.id() == image.index.id(), "the index is damaged");
+        let index = link.index()?.verify_object(&image.index.id()).context("the index is damaged")?;
+        let index = Arc::new(ObjectIndex::from_bytes(&index)?);
         Ok(Self { link: Mutex::new(link), index, leaves: Mutex::default() })
     }
 
@@ -176,19 +177,18 @@ impl Naive {
     }
 
     /// The object's Merkle leaves, verified.
-    fn leaves(&self, position: u32, id: ObjectId, size: u64) -> Result<Arc<Vec<u8>>> {
+    fn leaves(&self, position: u32, id: ObjectId, size: u64) -> Result<Verified> {
         if let Some(leaves) = self.leaves.lock().expect("no panic under the lock").get(&position) {
             return Ok(leaves.clone());
         }
-        let mut leaves = Vec::new();
+        let mut parts = Vec::new();
         let len = verity::leaves_len(id.algorithm(), size);
-        while (leaves.len() as u64) < len {
-            let offset = leaves.len() as u64;
+        for offset in (0..len).step_by(MAX_READ as usize) {
             let next = (len - offset).min(MAX_READ.into()) as u32;
-            leaves.extend(self.ask(|link| link.redeem(link.nodes_ahead(id, 0, offset, next)))?);
+            parts.push(self.ask(|link| link.redeem(link.request_nodes(id, 0, offset, next)))?);
         }
-        ensure!(verity::digest_of_leaves(id.algorithm(), &leaves, size) == Some(id), "the leaves of {id} are damaged");
-        let leaves = Arc::new(leaves);
+        let leaves = Unverified::concat(&parts).verify_level(&id, size, 0);
+        let leaves = leaves.with_context(|| format!("the leaves of {id} are damaged"))?;
         self.leaves.lock().expect("no panic under the lock").insert(position, leaves.clone());
         Ok(leaves)
     }
@@ -198,16 +198,15 @@ impl Content for Naive {
     fn read(&self, position: u32, offset: u64, len: u32) -> Result<Cow<'_, [u8]>> {
         let (id, size) = self.index.get(position).context("no such object")?;
         if size <= WHOLE_MAX {
-            let mut data = self.ask(|link| link.read(id, 0, size as u32))?;
-            ensure!(verity::digest(id.algorithm(), &data) == id, "{id} is damaged");
+            let data = self.ask(|link| link.read(id, 0, size as u32))?.verify_object(&id);
+            let mut data = Vec::from(data.with_context(|| format!("{id} is damaged"))?.into_bytes());
             data.truncate(offset as usize + len as usize);
             return Ok(data.split_off(offset as usize).into());
         }
         let leaves = self.leaves(position, id, size)?;
         // The kernel asks for whole pages, which are the blocks that leaves are of.
-        let data = self.ask(|link| link.read(id, offset, len))?;
-        ensure!(verity::range_matches(id.algorithm(), &leaves, offset, &data), "{id} is damaged");
-        Ok(data.into())
+        let data = self.ask(|link| link.read(id, offset, len))?.verify_range(id.algorithm(), offset, &leaves);
+        Ok(Vec::from(data.with_context(|| format!("{id} is damaged"))?.into_bytes()).into())
     }
 }
 

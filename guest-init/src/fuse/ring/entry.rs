@@ -13,9 +13,9 @@ use fuser::Errno;
 use io_uring::{EnterFlags, IoUring, cqueue, opcode::UringCmd80, squeue, types};
 use memmap2::MmapMut;
 
+use crate::ahead::runs::LONGEST_READ;
 use crate::complain::complain;
 use crate::fuse::abi::{self, Head, u32_at, u64_at};
-use crate::objects::LONGEST_READ;
 
 /// `FUSE_IO_URING_CMD_REGISTER`: here is an entry, put a request into it.
 const REGISTER: u32 = 1;

@@ -11,14 +11,14 @@ mod entry;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
-use std::{fs, io, thread};
+use std::{fs, io};
 
 use fuser::Errno;
 use rustix::thread::sched_getaffinity;
 
 use crate::fuse::abi::{self, Head, Listing, opcode};
-use crate::fuse::data_layer::DataFs;
-use crate::placement;
+use crate::fuse::data_layer::DataLayer;
+use crate::{placement, threads};
 use entry::Entry;
 
 /// Threads of a processor. Two at least, so that who waits for the host holds up nobody who needs not; with four, two
@@ -39,11 +39,11 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Makes them for a mounted `device`, whose requests `fs` will answer. The kernel has not shaken hands yet.
+    /// Makes them for a mounted `device`, whose requests `layer` will answer. The kernel has not shaken hands yet.
     ///
     /// # Errors
     /// If there are too many processors, or the system allows no io_uring, as sandboxes do, or has no threads or memory for it.
-    pub fn open(device: &Arc<OwnedFd>, fs: &Arc<DataFs>) -> io::Result<Self> {
+    pub fn open(device: &Arc<OwnedFd>, layer: &Arc<DataLayer>) -> io::Result<Self> {
         let (possible, usable) = (processors()?, sched_getaffinity(None)?);
         let usable_count = usable.count() as usize;
         if usable_count > MOST_USABLE || possible > MOST_POSSIBLE {
@@ -59,7 +59,7 @@ impl Rings {
                 1
             };
             for _ in 0..threads {
-                let (device, fs, opened) = (device.clone(), fs.clone(), opened.clone());
+                let (device, layer, opened) = (device.clone(), layer.clone(), opened.clone());
                 let (starter, started) = mpsc::channel();
                 let serve = move || {
                     placement::settle(processor);
@@ -69,11 +69,11 @@ impl Rings {
                     drop(opened);
                     if let (Ok(entry), Ok(())) = (entry, started.recv()) {
                         entry.serve(|head: &Head, argument: &[u8], payload: &mut [u8], given| {
-                            reply(&fs, head, argument, payload, given)
+                            reply(&layer, head, argument, payload, given)
                         });
                     }
                 };
-                thread::Builder::new().name(format!("fuse-{processor}")).spawn(serve)?;
+                threads::start(&format!("fuse-{processor}"), serve)?;
                 start.push(starter);
             }
         }
@@ -101,28 +101,28 @@ fn processors() -> io::Result<usize> {
 
 /// Answers one request: `argument` is its first, the others are the first `given` bytes of `payload`, where the reply goes.
 /// Returns the reply's length in bytes.
-fn reply(fs: &DataFs, head: &Head, argument: &[u8], payload: &mut [u8], given: usize) -> Result<usize, Errno> {
+fn reply(layer: &DataLayer, head: &Head, argument: &[u8], payload: &mut [u8], given: usize) -> Result<usize, Errno> {
     match head.opcode {
         opcode::LOOKUP => {
             placement::return_home();
             let name = payload[..given].split(|byte| *byte == 0).next().unwrap_or_default();
-            let attr = fs.lookup(head.node, name)?;
+            let attr = layer.lookup(head.node, name)?;
             Ok(abi::entry_out(payload, &attr))
         }
-        opcode::GETATTR => Ok(abi::attr_out(payload, &fs.getattr(head.node)?)),
+        opcode::GETATTR => Ok(abi::attr_out(payload, &layer.getattr(head.node)?)),
         opcode::READ => {
             let (offset, size) = abi::read_in(argument);
             if u64::from(size) < placement::LONG_WORK {
                 placement::return_home();
             }
-            let bytes = fs.read(head.node, offset, size)?;
+            let bytes = layer.read(head.node, offset, size)?;
             payload[..bytes.len()].copy_from_slice(&bytes);
             Ok(bytes.len())
         }
         opcode::READDIRPLUS => {
             let (offset, size) = abi::read_in(argument);
             let mut listing = Listing::new(&mut payload[..size as usize]);
-            fs.list(head.node, offset, |attr, next, name| listing.add(attr, next, name));
+            layer.list(head.node, offset, |attr, next, name| listing.add(attr, next, name));
             Ok(listing.len())
         }
         opcode::OPENDIR => Ok(abi::open_out(payload)),

@@ -1,44 +1,46 @@
 //! Folders of an image's layers, open only as long as the image is mounted.
 //!
-//! Whoever has a folder of a mount open keeps it mounted. So whoever works in a layer borrows its folder each time, and as
-//! soon as the image is unmounted there is nothing more to borrow.
+//! An open folder keeps its mount alive. So the threads that work in a layer borrow its folder each time, and as soon as the
+//! image is unmounted there is nothing more to borrow.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::{io, thread};
 
 use rustix::fs::{Mode, OFlags, inotify};
 
-/// A layer's folder, while it is held.
-#[derive(Clone)]
-pub struct Folder(Weak<OwnedFd>);
+use crate::threads;
 
-impl Folder {
+/// A layer's folder, as long as a [`LayerGuard`] keeps it open.
+#[derive(Clone)]
+pub struct LayerFolder(Weak<OwnedFd>);
+
+impl LayerFolder {
     /// The folder, for a moment; `None` once the image is unmounted.
     pub fn get(&self) -> Option<Arc<OwnedFd>> {
         self.0.upgrade()
     }
 }
 
-/// Folders that are held. They are closed when this is dropped.
+/// Keeps folders of layers open. They are closed when this is dropped.
 #[derive(Default)]
-pub struct Held(Vec<Arc<OwnedFd>>);
+pub struct LayerGuard(Vec<Arc<OwnedFd>>);
 
-impl Held {
-    /// Opens the folder at `path` in the way of `flags`, and holds it.
+impl LayerGuard {
+    /// Opens the folder at `path` in the way of `flags`, and keeps it open.
     ///
     /// # Errors
     /// If it cannot be opened.
-    pub fn open(&mut self, path: &Path, flags: OFlags) -> io::Result<Folder> {
+    pub fn open(&mut self, path: &Path, flags: OFlags) -> io::Result<LayerFolder> {
         let folder = rustix::fs::open(path, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let folder = Arc::new(folder);
-        let borrowed = Folder(Arc::downgrade(&folder));
+        let borrowed = LayerFolder(Arc::downgrade(&folder));
         self.0.push(folder);
         Ok(borrowed)
     }
 
-    /// Holds the folders until what is mounted at `target` is unmounted.
+    /// Keeps the folders open until what is mounted at `target` is unmounted.
     ///
     /// # Errors
     /// If the kernel has no inotify(7) instance left, or the system no thread. The folders are closed then.
@@ -50,6 +52,6 @@ impl Held {
             let _ = rustix::io::read(&watch, &mut [0; 1024]);
             drop(self);
         };
-        thread::Builder::new().name("unmounted".into()).spawn(wait).map(drop)
+        threads::start("unmounted", wait).map(drop)
     }
 }

@@ -10,16 +10,17 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use lazyroot_proto::ObjectId;
+use lazyroot_proto::verified::Verified;
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 /// See the module.
-pub struct Ready {
+pub struct MemoryLayer {
     layer: OwnedFd,
     /// What is here; `None` once it was cleared.
     names: Mutex<Option<Vec<String>>>,
 }
 
-impl Ready {
+impl MemoryLayer {
     /// The layer at `path`: a folder of a tmpfs, empty.
     ///
     /// # Errors
@@ -33,7 +34,7 @@ impl Ready {
     ///
     /// # Errors
     /// If there is no memory for it, it is here already, or the layer was cleared.
-    pub fn put(&self, id: &ObjectId, content: &[u8]) -> io::Result<()> {
+    pub fn put(&self, id: &ObjectId, content: &Verified) -> io::Result<()> {
         if self.names.lock().expect("no panic under the lock").is_none() {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -50,7 +51,7 @@ impl Ready {
             }
             other => other?,
         };
-        let mut rest = content;
+        let mut rest = &content[..];
         while !rest.is_empty() {
             let written = rustix::io::write(&file, rest)?;
             rest = &rest[written..];
@@ -78,20 +79,22 @@ impl Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lazyroot_proto::verified::Unverified;
     use lazyroot_proto::{Algorithm, verity};
     use std::fs;
 
     #[test]
     fn objects_are_there_whole_until_the_layer_is_cleared() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let ready = Ready::open(dir.path()).unwrap();
+        let layer = MemoryLayer::open(dir.path()).unwrap();
         let id = verity::digest(Algorithm::Sha256, b"content");
-        ready.put(&id, b"content").unwrap();
-        assert!(ready.put(&id, b"content").is_err(), "once is enough");
+        let content = Unverified::from(b"content".to_vec()).verify_object(&id).unwrap();
+        layer.put(&id, &content).unwrap();
+        assert!(layer.put(&id, &content).is_err(), "once is enough");
         let path = dir.path().join(id.object_path());
         assert_eq!(fs::read(&path).unwrap(), b"content");
-        ready.clear();
+        layer.clear();
         assert!(!path.exists());
-        assert!(ready.put(&id, b"content").is_err(), "nothing comes any more");
+        assert!(layer.put(&id, &content).is_err(), "nothing comes any more");
     }
 }
