@@ -1,23 +1,13 @@
 #!/bin/sh
-# Runs a command as root with the variables that lazyroot and its tests read; sudo would drop them.
+# Runs a command as root, with the variables of lazyroot, its tests, cargo and Rust: sudo would drop them.
 set -eu
 [ "$(id -u)" = 0 ] && exec "$@"
-exec sudo env \
-    LAZYROOT_TEST_ROOTFS="${LAZYROOT_TEST_ROOTFS-}" \
-    LAZYROOT_TEST_KERNEL_DEB="${LAZYROOT_TEST_KERNEL_DEB-}" \
-    LAZYROOT_TEST_ARM64_ROOTFS="${LAZYROOT_TEST_ARM64_ROOTFS-}" \
-    LAZYROOT_TEST_ARM64_KERNEL_DEB="${LAZYROOT_TEST_ARM64_KERNEL_DEB-}" \
-    LAZYROOT_TEST_BIN="${LAZYROOT_TEST_BIN-}" \
-    LAZYROOT_TEST_S3="${LAZYROOT_TEST_S3-}" \
-    LAZYROOT_HOME="${LAZYROOT_HOME-}" \
-    LAZYROOT_BENCH_ROOTFS="${LAZYROOT_BENCH_ROOTFS-}" \
-    LAZYROOT_BENCH_PEERS="${LAZYROOT_BENCH_PEERS-}" \
-    LAZYROOT_BENCH_TOOLS="${LAZYROOT_BENCH_TOOLS-}" \
-    LAZYROOT_BENCH_FS="${LAZYROOT_BENCH_FS-}" \
-    LAZYROOT_BENCH_PEER_INIT="${LAZYROOT_BENCH_PEER_INIT-}" \
-    LAZYROOT_GUEST_INIT="${LAZYROOT_GUEST_INIT-}" \
-    LAZYROOT_VHOST_DEVICE_VSOCK="${LAZYROOT_VHOST_DEVICE_VSOCK-}" \
-    CARGO_TARGET_DIR="${CARGO_TARGET_DIR-}" \
-    CARGO_MANIFEST_DIR="${CARGO_MANIFEST_DIR-}" \
-    RUST_BACKTRACE="${RUST_BACKTRACE-}" \
-    "$@"
+command -v sudo >/dev/null || {
+    echo "lazyroot: this needs root and there is no sudo: $*" >&2
+    exit 1
+}
+for name in $(env | sed -nE 's/^((LAZYROOT|CARGO|NEXTEST|RUST)_[A-Z0-9_]*)=.*/\1/p'); do
+    eval "value=\$$name"
+    set -- "$name=$value" "$@"
+done
+exec sudo env "$@"

@@ -11,6 +11,4 @@ here=$PWD
 mkdir -p "$tools"
 # Among vfkit's sources, so that its own list of modules says where everything else comes from.
 (cd "$VFKIT_SOURCES" && go build -o "$tools/vfkit-parser" "$here/tests/vfkit-parser/main.go")
-LAZYROOT_TEST_VFKIT_PARSER=$tools/vfkit-parser
-export LAZYROOT_TEST_VFKIT_PARSER
 cargo test --release --locked -p lazyroot-tests --test vfkit_arguments -- --include-ignored

@@ -8,6 +8,10 @@ name=debian:trixie
 lazyroot=$target/release/lazyroot
 # The demo's own folder, so that it leaves nothing behind after `make clean`.
 export LAZYROOT_HOME="${LAZYROOT_HOME:-$target/home}"
+# Installed only where the kernel has no vhost_vsock for us.
+if [ -x "$tools/bin/vhost-device-vsock" ]; then
+    export LAZYROOT_VHOST_DEVICE_VSOCK="$tools/bin/vhost-device-vsock"
+fi
 
 deb=$(ls "$demo"/linux-image-*.deb)
 version=${deb##*/linux-image-}

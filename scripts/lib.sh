@@ -42,15 +42,6 @@ cargo_tool() { # NAME VERSION [OPTION OF CARGO INSTALL]...
     touch "$tools/.$name-$version"
 }
 
-# Where the programs look for each other. The daemon is only there if the kernel has no vhost_vsock for us.
-export LAZYROOT_GUEST_INIT="$target/guest/$triple/guest/guest-init"
-if [ -x "$tools/bin/vhost-device-vsock" ]; then
-    export LAZYROOT_VHOST_DEVICE_VSOCK="$tools/bin/vhost-device-vsock"
-fi
-if [ -x "$tools/bin/virtiofsd" ]; then
-    export LAZYROOT_VIRTIOFSD="$tools/bin/virtiofsd"
-fi
-
 # Makes a Debian tree in DIR/rootfs and fetches a kernel package to DIR, unless both are there. Both come from the
 # MIRROR. The same packages give the same image, and so the same digest.
 make_image() { # DIR SUITE KERNEL_PACKAGE [OPTION OF MMDEBSTRAP]...
@@ -74,14 +65,4 @@ make_image() { # DIR SUITE KERNEL_PACKAGE [OPTION OF MMDEBSTRAP]...
     rm -f "$place/rootfs.tar"
     ls "$place"/linux-image-*.deb >/dev/null || fail "the kernel package was not downloaded"
     touch "$place/.done"
-}
-
-# What tests and benchmarks work on.
-give_tests_their_inputs() {
-    LAZYROOT_TEST_ROOTFS=$demo/rootfs
-    LAZYROOT_TEST_KERNEL_DEB=$(ls "$demo"/linux-image-*.deb)
-    LAZYROOT_TEST_BIN=$target/release/lazyroot
-    LAZYROOT_TEST_S3=$tools/bin/s3s-fs
-    export LAZYROOT_TEST_S3
-    export LAZYROOT_TEST_ROOTFS LAZYROOT_TEST_KERNEL_DEB LAZYROOT_TEST_BIN
 }

@@ -8,6 +8,8 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use tempfile::TempDir;
 
+use crate::inputs::need_root;
+
 /// Bytes that tell where in a file they are.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8).collect()
@@ -18,6 +20,7 @@ pub fn pattern(len: usize) -> Vec<u8> {
 /// # Panics
 /// If it cannot be made: device nodes need root.
 pub fn awkward_tree() -> TempDir {
+    need_root();
     let dir = TempDir::with_prefix("lr").unwrap();
     let root = dir.path();
     let at = |name: &str| root.join(name);

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::given;
+use crate::inputs::LAZYROOT;
 use crate::lazyroot::Lazyroot;
 
 /// The command that serves the images of `lazyroot` on its standard output.
 pub fn command(lazyroot: &Lazyroot) -> String {
-    format!("LAZYROOT_HOME={} exec {} serve --stdio", lazyroot.home().display(), given("LAZYROOT_TEST_BIN").display())
+    format!("LAZYROOT_HOME={} exec {} serve --stdio", lazyroot.home().display(), LAZYROOT.path().display())
 }
 
 /// Programs of `lazyroot` that serve on standard output.

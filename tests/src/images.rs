@@ -57,6 +57,6 @@ pub fn tiny_root() -> tempfile::TempDir {
 /// A static program of this machine.
 fn program(name: &str) -> PathBuf {
     let path = Path::new("/bin").join(name);
-    assert!(path.exists(), "{} is missing: 'make test' installs busybox-static", path.display());
+    assert!(path.exists(), "{} is missing: 'make test-tools' installs it", path.display());
     path
 }

@@ -9,6 +9,31 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::inputs::{GUEST_INIT, LAZYROOT, VHOST_DEVICE_VSOCK, VIRTIOFSD, need_root};
+
+/// The lazyroot program, which finds guest-init and its helpers where the tests do.
+pub fn program() -> Command {
+    let mut command = Command::new(LAZYROOT.path());
+    for helper in [VHOST_DEVICE_VSOCK, VIRTIOFSD, GUEST_INIT] {
+        // Tests of arm64 guests have two guest-inits, of which lazyroot has to choose by itself.
+        let is_for_lazyroot = !cfg!(feature = "arm64") || helper.variable != GUEST_INIT.variable;
+        if let Some(path) = helper.find().filter(|_| is_for_lazyroot) {
+            command.env(helper.variable, path);
+        }
+    }
+    command
+}
+
+/// Gives a program that starts another its environment.
+pub fn give_environment(outer: &mut Command, inner: &Command) {
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+}
+
 /// The program with a home of its own, removed when dropped.
 pub struct Lazyroot {
     home: TempDir,
@@ -23,7 +48,7 @@ impl Default for Lazyroot {
 impl Lazyroot {
     /// A command line of this lazyroot.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(crate::given("LAZYROOT_TEST_BIN"));
+        let mut command = program();
         command.env("LAZYROOT_HOME", self.home()).env_remove("LAZYROOT_STORE").env_remove("XDG_RUNTIME_DIR");
         command.env("XDG_CONFIG_HOME", self.home().join("config")).env_remove("LAZYROOT_SSH");
         command.args(arguments);
@@ -109,6 +134,7 @@ impl Lazyroot {
 
     /// Mounts an image at a fresh folder, with variables in the mount's environment.
     pub fn mount_with(&self, image: &str, options: &[&str], variables: &[(&str, &str)]) -> Mount<'_> {
+        need_root();
         let dir = TempDir::with_prefix("lr").expect("a folder for temporary files");
         let arguments = ["mount", image].into_iter().chain(options.iter().copied());
         let mut command = self.command(arguments);

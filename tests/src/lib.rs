@@ -1,5 +1,8 @@
-//! What the end-to-end tests and benchmarks share: what `make test` hands them, a private lazyroot to play
-//! with, and an exact comparison of trees.
+//! What the end-to-end tests and benchmarks share: where their inputs are, a private lazyroot to play with, and an
+//! exact comparison of trees.
+//!
+//! `make build image` makes what `cargo test` and `cargo nextest run` need; `make test-tools` adds the programs that
+//! some tests want besides. See [`inputs`] for which programs are tested, and for tests that need root.
 
 pub mod awkward;
 pub mod bench;
@@ -9,6 +12,7 @@ pub mod frames;
 pub mod fuse_uring;
 pub mod images;
 pub mod imports;
+pub mod inputs;
 pub mod lazyroot;
 pub mod mounts;
 pub mod oci;
@@ -21,20 +25,10 @@ pub mod wait;
 
 use std::path::PathBuf;
 
-/// A path that `make test` sets in the environment.
-///
-/// # Panics
-/// If it is not set: a test never skips itself.
-pub fn given(name: &str) -> PathBuf {
-    match std::env::var_os(name) {
-        Some(path) => path.into(),
-        None => panic!("{name} is not set: run the tests with 'make test'"),
-    }
-}
-
-/// A real Debian root, made by `make test` with mmdebstrap.
+/// A real Debian tree, made by `make image`. Only root can read all of it.
 pub fn rootfs() -> PathBuf {
-    given("LAZYROOT_TEST_ROOTFS")
+    inputs::need_root();
+    inputs::ROOTFS.path()
 }
 
 /// What a program said.
@@ -42,9 +36,9 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Debian's cloud kernel package, downloaded by `make test`.
+/// Debian's cloud kernel package, downloaded by `make image`.
 pub fn kernel_deb() -> PathBuf {
-    given("LAZYROOT_TEST_KERNEL_DEB")
+    inputs::KERNEL_DEB.path()
 }
 
 /// A folder of a test's own, removed when dropped.

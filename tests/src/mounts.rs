@@ -9,6 +9,7 @@ use rustix::fs::CWD;
 use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
+use crate::inputs::need_root;
 use crate::temporary;
 
 /// An image mounted by the kernel from the objects on this disk: what composefs itself would show.
@@ -17,6 +18,7 @@ pub struct Mounted(TempDir);
 impl Mounted {
     /// The image of this digest in a repository.
     pub fn new(repository: &Path, id: &str) -> Self {
+        need_root();
         let dir = temporary();
         let repository = Repository::<Sha256HashValue>::open_path(CWD, repository).unwrap();
         // By digest: by name, composefs demands fs-verity of the file system.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::inputs::S3;
 use tempfile::TempDir;
 
 /// The one key that the server lets in.
@@ -35,7 +36,7 @@ impl Default for S3 {
         let dir = TempDir::with_prefix("lr").expect("a folder for temporary files");
         fs::create_dir(dir.path().join(BUCKET)).expect("the folder is ours");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
-        let child = Command::new(crate::given("LAZYROOT_TEST_S3"))
+        let child = Command::new(S3.path())
             .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--access-key", KEY, "--secret-key", SECRET])
             .arg(dir.path())
             .stdout(Stdio::null())

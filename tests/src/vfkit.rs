@@ -19,7 +19,7 @@ use lazyroot::vm::{end_with_parent, qemu};
 use serde_json::{Value, json};
 
 use self::grammar::{CommandLine, Device};
-use crate::given;
+use crate::inputs::VHOST_DEVICE_VSOCK;
 
 /// What QEMU's emulated hardware wants to hear, and Apple's would not: without it a boot takes seconds longer.
 const EMULATED: &str = "mitigations=off tsc=reliable no_timer_check nokaslr random.trust_cpu=on clearcpuid=cx16 \
@@ -73,7 +73,7 @@ fn start_vsock(line: &CommandLine, dir: &Path) -> Result<Child> {
         }
     }
     let socket = dir.join("vhost");
-    let mut device = Command::new(given("LAZYROOT_VHOST_DEVICE_VSOCK"));
+    let mut device = Command::new(VHOST_DEVICE_VSOCK.path());
     device.args(["--vm", &format!("guest-cid=3,socket={},uds-path={}", socket.display(), prefix.display())]);
     end_with_parent(&mut device);
     let child = device.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("vhost-device-vsock")?;

@@ -8,8 +8,10 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use lazyroot_tests::images::Shared;
+use lazyroot_tests::inputs::ARM64_KERNEL_DEB;
+use lazyroot_tests::inputs::ARM64_ROOTFS;
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::{given, rootfs};
+use lazyroot_tests::rootfs;
 
 /// A home with both architectures' kernels and images.
 fn home() -> Arc<Lazyroot> {
@@ -17,12 +19,12 @@ fn home() -> Arc<Lazyroot> {
     HOME.get(|lazyroot| {
         lazyroot.ok(["kernel", "import", &kernel_deb().to_string_lossy()]);
         lazyroot.import(&rootfs(), "native");
-        lazyroot.import(&given("LAZYROOT_TEST_ARM64_ROOTFS"), "arm64");
+        lazyroot.import(&ARM64_ROOTFS.path(), "arm64");
     })
 }
 
 fn kernel_deb() -> PathBuf {
-    given("LAZYROOT_TEST_ARM64_KERNEL_DEB")
+    ARM64_KERNEL_DEB.path()
 }
 
 /// The release of Debian's arm64 kernel.
@@ -64,7 +66,7 @@ fn every_byte_of_an_arm64_image_reads_as_it_was_imported() {
     let script = "cd / && find bin/ usr/lib/aarch64-linux-gnu etc -type f -print0 | sort -z | xargs -0 sha256sum";
     let mut here = Command::new("sh");
     here.args(["-c", &script.replace("cd /", "cd \"$ROOT\"")]).env("LC_ALL", "C");
-    let here = here.env("ROOT", given("LAZYROOT_TEST_ARM64_ROOTFS")).output().unwrap();
+    let here = here.env("ROOT", ARM64_ROOTFS.path()).output().unwrap();
     // A network would bring a resolv.conf of its own.
     let there = run(&home, &["--net", "none", "--env", "LC_ALL=C", "arm64", "--", "sh", "-c", script]);
     let (here, there) = (said(&here), said(&there));

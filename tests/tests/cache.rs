@@ -15,6 +15,7 @@ use lazyroot_proto::frame::{Hello, HostMessage, Request, Role};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use lazyroot_tests::data::{small, small_tree};
 use lazyroot_tests::frames::next;
+use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::mounts::Unmount;
 use lazyroot_tests::tree;
@@ -170,6 +171,7 @@ fn a_cache_that_cannot_be_written_is_no_error() {
     for dir in [near.home().to_owned(), near.home().join("cache"), cache.clone()] {
         fs::set_permissions(dir, Permissions::from_mode(0o700)).unwrap();
     }
+    need_root();
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"]).arg(&cache).status();
     assert!(mounted.unwrap().success());
     let _unmount = Unmount(cache);

@@ -14,6 +14,7 @@ use composefs::repository::Repository;
 use lazyroot::store::{Object, Progress, Source, Store};
 use lazyroot_proto::{Algorithm, verity};
 use lazyroot_tests::awkward::{awkward_tree, pattern};
+use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::mounts::{Mounted, Unmount};
 use lazyroot_tests::oci::*;
@@ -195,6 +196,7 @@ fn a_sha512_repository_works_too() {
 #[test]
 fn objects_are_shared_with_podmans_storage() {
     let (lazyroot, layout, podman) = (Lazyroot::default(), two_layer_image(), temporary());
+    need_root();
     let (root, run) = (podman.path().join("root"), podman.path().join("run"));
     // skopeo leaves this folder mounted onto itself, as podman does.
     let overlay = root.join("overlay");

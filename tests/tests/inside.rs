@@ -20,8 +20,9 @@ use erofs_rs::backend::SliceImage;
 use lazyroot::store::Tree;
 use lazyroot_proto::{Algorithm, verity};
 use lazyroot_tests::awkward::{awkward_tree, pattern};
+use lazyroot_tests::inputs::LAZYROOT;
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::{given, tree};
+use lazyroot_tests::tree;
 use proptest::prelude::*;
 use rustix::fs::CWD;
 use serde_json::Value;
@@ -208,7 +209,7 @@ fn looking_inside_needs_no_root() {
     let nobody = 65_534;
     // What was built may be in a folder that is closed to others.
     let program = home.path().join("lazyroot");
-    fs::copy(given("LAZYROOT_TEST_BIN"), &program).unwrap();
+    fs::copy(LAZYROOT.path(), &program).unwrap();
     std::os::unix::fs::chown(home.path(), Some(nobody), Some(nobody)).unwrap();
     for open in [lazyroot.home().to_owned(), lazyroot.home().join("repository")] {
         fs::set_permissions(open, fs::Permissions::from_mode(0o755)).unwrap();

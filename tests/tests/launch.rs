@@ -4,7 +4,7 @@
 
 use std::process::{Command, Stdio};
 
-use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::lazyroot::{Lazyroot, give_environment};
 use lazyroot_tests::{data, kernel_deb, rootfs};
 
 /// What one launch may write to the host's disk, in bytes: logs and sockets, nothing that grows with the image.
@@ -19,12 +19,7 @@ fn launch(lazyroot: &Lazyroot, image: &str) -> (u64, u64) {
     let run = lazyroot.command(["run", "--report=json", "--hypervisor", "qemu:tcg", image, "--", "true"]);
     let mut shell = Command::new("sh");
     shell.args(["-c", script, "sh"]).arg(run.get_program()).args(run.get_args());
-    for (name, value) in run.get_envs() {
-        match value {
-            Some(value) => shell.env(name, value),
-            None => shell.env_remove(name),
-        };
-    }
+    give_environment(&mut shell, &run);
     let output = shell.stdin(Stdio::null()).output().expect("the shell starts");
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "the launch failed with {}: {errors}", output.status);

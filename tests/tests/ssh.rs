@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use lazyroot_tests::data::small_tree;
 use lazyroot_tests::far_end::kill_meanwhile;
+use lazyroot_tests::inputs::LAZYROOT;
+use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::Lazyroot;
-use lazyroot_tests::{given, tree};
+use lazyroot_tests::tree;
 use tempfile::TempDir;
 
 /// Longer than any answer takes.
@@ -26,6 +28,7 @@ struct Sshd {
 
 impl Sshd {
     fn start() -> Self {
+        need_root();
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         for name in ["host", "user"] {
@@ -80,7 +83,7 @@ impl Drop for Sshd {
 
 /// A `config.toml` whose one upstream is `url`, with `far`'s program there.
 fn configure(near: &Lazyroot, url: &str, far: &Lazyroot) {
-    let program = format!("env LAZYROOT_HOME={} {}", far.home().display(), given("LAZYROOT_TEST_BIN").display());
+    let program = format!("env LAZYROOT_HOME={} {}", far.home().display(), LAZYROOT.path().display());
     near.configure(&format!("[[upstream]]\nurl = \"{url}\"\nprogram = \"{program}\"\n"));
 }
 

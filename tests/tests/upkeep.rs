@@ -10,7 +10,8 @@ use lazyroot::store::Store;
 use lazyroot_proto::ObjectId;
 use lazyroot_tests::awkward::{awkward_tree, pattern};
 use lazyroot_tests::data::{numbered, tree_of};
-use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::inputs::need_root;
+use lazyroot_tests::lazyroot::{Lazyroot, give_environment};
 use lazyroot_tests::rootfs;
 use lazyroot_tests::stores::{assert_sound, files, id_of, object_file, repository};
 use serde_json::Value;
@@ -196,7 +197,7 @@ fn bytes_read_by_import(lazyroot: &Lazyroot, dir: &Path, options: &[&str]) -> u6
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", "\"$@\" >/dev/null && exec cat /proc/self/io", "sh"]);
     shell.arg(import.get_program()).args(import.get_args());
-    shell.env("LAZYROOT_HOME", lazyroot.home());
+    give_environment(&mut shell, &import);
     let output = shell.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8(output.stdout).unwrap();
@@ -237,6 +238,7 @@ fn a_store_that_cannot_be_written_says_so_and_is_read() {
     lazyroot.ok(["image", "ls"]);
     let repository = repository(&lazyroot);
     let path = repository.to_str().unwrap();
+    need_root();
     let mount = |options: &[&str]| {
         let status = std::process::Command::new("mount").args(options).arg(path).status().unwrap();
         assert!(status.success());
@@ -323,6 +325,7 @@ fn the_image_of_a_running_vm_stays() {
 #[test]
 fn a_disk_that_fills_up_during_an_import_is_one_clear_error() {
     let (lazyroot, disk, source) = (Lazyroot::default(), TempDir::with_prefix("lr").unwrap(), tree_of(0..10));
+    need_root();
     let run = |program: &str, arguments: &[&str]| {
         let output = std::process::Command::new(program).args(arguments).output().unwrap();
         assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));

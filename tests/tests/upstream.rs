@@ -16,6 +16,7 @@ use lazyroot_proto::{Algorithm, ObjectId, verity};
 use lazyroot_tests::data::{small, small_tree};
 use lazyroot_tests::far_end::{command, far_ends, kill_meanwhile};
 use lazyroot_tests::frames::next;
+use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::mounts::Unmount;
 use lazyroot_tests::stores::object_file;
@@ -64,6 +65,7 @@ fn a_command_whose_far_end_is_killed_again_and_again_is_a_pause_and_not_an_error
 #[test]
 fn an_image_of_podmans_is_imported_and_served_by_the_far_end() {
     let (far, near, source) = (Lazyroot::default(), Lazyroot::default(), small_tree(20));
+    need_root();
     let podman = tempfile::tempdir().unwrap();
     let (root, run) = (podman.path().join("root"), podman.path().join("run"));
     let layer = podman.path().join("layer.tar");

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use lazyroot_tests::images::debian;
+use lazyroot_tests::lazyroot::give_environment;
 use lazyroot_tests::temporary;
 use lazyroot_tests::text;
 use lazyroot_tests::vms::{Vm, kill, tiny};
@@ -168,7 +169,8 @@ fn a_shell_has_a_terminal_that_is_resized_with_ours() {
     let inner =
         format!("stty rows 33 cols 99; (sleep 3; stty -F /dev/tty rows 44 cols 55) & exec '{lazyroot}' shell sized");
     let mut script = Command::new("script");
-    script.args(["-qec", &inner, "/dev/null"]).env("LAZYROOT_HOME", debian.home());
+    script.args(["-qec", &inner, "/dev/null"]);
+    give_environment(&mut script, &program);
     let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script(1) is installed");
     let mut stdin = child.stdin.take().unwrap();
     // Until the new size is there; then out, with a status of its own.

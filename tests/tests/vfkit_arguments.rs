@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use lazyroot::serve::MAX_SOCKET_PATH;
 use lazyroot::vm::hypervisor::{Access, Console, Disk, MachineSpec, Network, Share};
 use lazyroot::vm::vfkit::arguments::{ArgumentError, GVPROXY_MAC, Sockets, VFKIT_OWN_SOCKET, arguments};
-use lazyroot_tests::given;
+use lazyroot_tests::inputs::VFKIT_PARSER;
 use lazyroot_tests::vfkit::grammar::{self, Bootloader, CommandLine, Device};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -174,7 +174,7 @@ fn as_vfkit_says(line: &CommandLine) -> serde_json::Value {
 #[test]
 #[ignore = "needs Go and vfkit's sources: make check-vfkit"]
 fn vfkits_own_parser_agrees() {
-    let mut parser = Command::new(given("LAZYROOT_TEST_VFKIT_PARSER"));
+    let mut parser = Command::new(VFKIT_PARSER.path());
     let mut parser = parser.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut questions = parser.stdin.take().unwrap();
     let mut answers = BufReader::new(parser.stdout.take().unwrap());

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lazyroot_tests::images::{debian, debian_of_its_own, tiny_root};
-use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::lazyroot::{Lazyroot, give_environment};
 use lazyroot_tests::text;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -193,7 +193,8 @@ fn a_terminal_has_its_size_and_takes_ctrl_c() {
         .collect();
     let inner = format!("stty rows 33 cols 99; {}", words.join(" "));
     let mut script = Command::new("script");
-    script.args(["-qec", &inner, "/dev/null"]).env("LAZYROOT_HOME", debian.home());
+    script.args(["-qec", &inner, "/dev/null"]);
+    give_environment(&mut script, &command);
     let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script(1) is installed");
     let mut stdin = child.stdin.take().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

@@ -1,7 +1,6 @@
 //! A program in a VM that is up: what `lazyroot exec` takes, and what of it the guest itself takes to start and end a
 //! program, which no host can save.
 
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::inputs::{IMAGE, Inputs, lazyroot};
 use super::plan::Plan;
 use super::report::{Cell, Report, cache};
-use crate::given;
+use crate::lazyroot::program;
 
 /// The name of this part.
 pub const PART: &str = "exec";
@@ -71,7 +70,7 @@ pub fn run(_inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
 }
 
 fn output(arguments: &[&str]) -> Result<String> {
-    let output = Command::new(given("LAZYROOT_TEST_BIN")).args(arguments).output()?;
+    let output = program().args(arguments).output()?;
     ensure!(output.status.success(), "lazyroot {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }

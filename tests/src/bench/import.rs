@@ -13,8 +13,9 @@ use tempfile::TempDir;
 use super::inputs::{Inputs, run};
 use super::plan::Plan;
 use super::report::{Cell, Report, Unit, cache};
+use crate::inputs::BENCH_TOOLS;
 use crate::lazyroot::Lazyroot;
-use crate::{data, given, rootfs};
+use crate::{data, rootfs};
 
 /// The name of this part.
 pub const PART: &str = "import";
@@ -81,7 +82,7 @@ fn import(lazyroot: &Lazyroot, tree: &Path) -> Result<()> {
 fn cfsctl(work: &Path, tree: &Path) -> Result<f64> {
     let repository = TempDir::new_in(work)?;
     let program = || {
-        let mut command = Command::new(given("LAZYROOT_BENCH_TOOLS").join("bin/cfsctl"));
+        let mut command = Command::new(BENCH_TOOLS.path().join("bin/cfsctl"));
         command.arg("--repo").arg(repository.path());
         command
     };

@@ -9,7 +9,9 @@ use anyhow::{Context, Result, ensure};
 use lazyroot::home::Home;
 use lazyroot::store::{Image, Store};
 
-use crate::{data, given, kernel_deb};
+use crate::inputs::BENCH_ROOTFS;
+use crate::lazyroot::program;
+use crate::{data, kernel_deb};
 
 /// The image's name in the benchmark's store.
 pub const IMAGE: &str = "bench";
@@ -52,7 +54,7 @@ impl Inputs {
     /// If anything is missing.
     pub fn prepare(work: &Path) -> Result<Self> {
         fs::create_dir_all(work)?;
-        let tree = given("LAZYROOT_BENCH_ROOTFS");
+        let tree = BENCH_ROOTFS.path();
         let (script, large) = (tree.join(SCRIPT_PATH), tree.join(LARGE_FILE));
         let current = fs::read_to_string(&script).is_ok_and(|text| text == SCRIPT) && large.exists();
         if !current {
@@ -147,5 +149,5 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 /// If it fails.
 pub fn lazyroot(arguments: &[&str]) -> Result<()> {
-    run(Command::new(given("LAZYROOT_TEST_BIN")).args(arguments))
+    run(program().args(arguments))
 }

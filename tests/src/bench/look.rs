@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::inputs::{Inputs, lazyroot};
 use super::plan::Plan;
 use super::report::{Cell, Report, cache};
-use crate::given;
+use crate::inputs::LAZYROOT;
 
 /// The name of this part.
 pub const PART: &str = "look";
@@ -88,7 +88,7 @@ fn sample(words: &[&str], folder: &Path) -> Result<(f64, u64)> {
     let path = folder.to_str().context("a path that is text")?;
     let said = folder.join("time");
     let mut command = Command::new("time");
-    command.args(["-f", "%M", "-o"]).arg(&said).arg(given("LAZYROOT_TEST_BIN"));
+    command.args(["-f", "%M", "-o"]).arg(&said).arg(LAZYROOT.path());
     command.args(words.iter().map(|word| word.replace("{}", path))).stdin(Stdio::null()).stdout(Stdio::null());
     let begin = Instant::now();
     let output = command.output().context("time(1) is not there")?;

@@ -1,5 +1,6 @@
 //! On what was measured.
 
+use crate::inputs::BENCH_HOME;
 use std::fmt;
 use std::fs;
 use std::process::Command;
@@ -37,7 +38,7 @@ impl Machine {
             processor: format!("{cpus} processors, {}, {sha} SHA instructions, {avx512} AVX-512", field("model name")),
             // Its version: what follows names somebody's build of it.
             kernel: said("uname", &["-sr"]).split(['-', '+']).next().unwrap_or_default().to_owned(),
-            file_system: said("stat", &["-f", "-c", "%T", &crate::given("LAZYROOT_HOME").to_string_lossy()]),
+            file_system: said("stat", &["-f", "-c", "%T", &BENCH_HOME.path().to_string_lossy()]),
             qemu: qemu.trim_start_matches("QEMU emulator version ").to_owned(),
             guest_kernel: guest_kernel.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             revision: said("git", &["describe", "--always", "--dirty"]),

@@ -7,14 +7,14 @@ use std::process::{Child, Command};
 use anyhow::{Context, Result, bail};
 
 use super::report::Fetched;
-use crate::given;
+use crate::inputs::BENCH_PEERS;
 
 /// A command line of the peers' program at `path`, such as `usr/bin/qemu-nbd`.
 ///
 /// # Errors
 /// If it is not there.
 pub fn program(path: &str) -> Result<Command> {
-    let peers = given("LAZYROOT_BENCH_PEERS");
+    let peers = BENCH_PEERS.path();
     let program = peers.join(path);
     anyhow::ensure!(program.exists(), "there is no {}", program.display());
     let libraries = peers.join("usr/lib").join(format!("{}-linux-gnu", std::env::consts::ARCH));

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use super::inputs::Inputs;
 use super::peers::Killed;
 use super::plan::Plan;
 use super::report::{Cell, Report, Unit, cache};
-use crate::given;
+use crate::lazyroot::program;
 
 /// The name of this part.
 pub const PART: &str = "raw";
@@ -114,7 +114,7 @@ fn cold_tar(inputs: &Inputs, plan: &Plan, report: &mut Report) -> Result<()> {
 /// Bytes of memory that a server grows by for one more session that is idle.
 fn idle_memory(inputs: &Inputs) -> Result<f64> {
     let socket = inputs.fresh("idle.sock")?;
-    let mut command = Command::new(given("LAZYROOT_TEST_BIN"));
+    let mut command = program();
     command.args(["serve", "--listen", &format!("unix:{}", socket.display())]).stdout(Stdio::piped());
     let mut server = Killed(command.spawn()?);
     let mut line = String::new();

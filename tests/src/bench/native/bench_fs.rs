@@ -11,10 +11,10 @@ use super::mounted::Served;
 use super::{Inputs, Mounted, System};
 use crate::bench::inputs::IMAGE;
 use crate::bench::peers::Killed;
-use crate::given;
+use crate::inputs::BENCH_FS;
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(given("LAZYROOT_BENCH_FS"));
+    let mut command = Command::new(BENCH_FS.path());
     command.args(arguments);
     command
 }

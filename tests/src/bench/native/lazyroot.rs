@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use super::mounted::Served;
 use super::{Inputs, Mounted, System, run_workload};
 use crate::bench::inputs::IMAGE;
 use crate::bench::report::{Fetched, cache};
-use crate::given;
+use crate::lazyroot::program;
 
 /// How long a server may take to write down what a guest has read, and a profile to come.
 const PROFILE_DEADLINE: Duration = Duration::from_secs(3);
@@ -118,7 +117,7 @@ impl System for WithProfile {
 
 /// Mounts the image from a server.
 fn mount(server: Running, at: &Path) -> Result<Lazy> {
-    let mut command = Command::new(given("LAZYROOT_TEST_BIN"));
+    let mut command = program();
     command.args(["mount", "--foreground", "--connect", &server.endpoint.to_string(), IMAGE]).arg(at);
     Ok(Lazy { _mount: Served::start(command, at)?, server })
 }

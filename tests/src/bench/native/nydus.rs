@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::mounted::Served;
 use super::{Inputs, Mounted, System};
 use crate::bench::inputs::run;
-use crate::given;
+use crate::inputs::BENCH_TOOLS;
 
 struct Nydus {
     image: PathBuf,
@@ -34,14 +34,14 @@ pub fn prepare(inputs: &Inputs) -> Result<Box<dyn System>> {
 }
 
 fn program(name: &str) -> Result<Command> {
-    let path = given("LAZYROOT_BENCH_TOOLS").join("bin").join(name);
+    let path = BENCH_TOOLS.path().join("bin").join(name);
     ensure!(path.exists(), "{name} is not there: 'cargo install nydus-rs' failed");
     Ok(Command::new(path))
 }
 
 /// As scripts/lib.sh has noted it: the program itself says "unknown".
 fn version() -> String {
-    let entries = fs::read_dir(given("LAZYROOT_BENCH_TOOLS")).into_iter().flatten().flatten();
+    let entries = fs::read_dir(BENCH_TOOLS.path()).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names
         .filter_map(|name| name.strip_prefix('.').map(str::to_owned))

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use lazyroot::store::{Profile, ProfileFile};
@@ -13,7 +12,7 @@ use serde::Deserialize;
 use super::{Boot, CPUS, MEMORY_MIB, Running, Session, System};
 use crate::bench::inputs::{IMAGE, Inputs};
 use crate::bench::report::Fetched;
-use crate::given;
+use crate::lazyroot::program;
 
 /// Of the VM; one runs at a time.
 const NAME: &str = "bench";
@@ -76,7 +75,7 @@ impl System for WithProfile {
 
 /// Starts a VM of `image` in emulation.
 pub fn launched(image: &str, boot: Boot<'_>) -> Result<Launched> {
-    let mut program = Command::new(given("LAZYROOT_TEST_BIN"));
+    let mut program = program();
     // As the others, which have no network either.
     program.args(["run", "--name", NAME, "--report=json", "--hypervisor", "qemu:tcg", "--net", "none"]);
     program.args(["--cpus", &CPUS.to_string(), "--memory", &MEMORY_MIB.to_string(), image]);
@@ -130,7 +129,7 @@ impl Running for Launched {
     }
 
     fn fetched(&self) -> Option<Fetched> {
-        let mut program = Command::new(given("LAZYROOT_TEST_BIN"));
+        let mut program = program();
         let output = program.args(["stats", NAME, "--format", "json"]).output().ok()?;
         let Sent { sent_bytes, requests } = serde_json::from_slice(&output.stdout).ok()?;
         Some((sent_bytes, requests))

@@ -21,7 +21,8 @@ use super::{Boot, CPUS, MEMORY_MIB, Running, Session, System};
 use crate::bench::inputs::Inputs;
 use crate::bench::peers::{self, Killed};
 use crate::bench::report::Fetched;
-use crate::{given, kernel_deb};
+use crate::inputs::BENCH_PEER_INIT;
+use crate::kernel_deb;
 
 /// A module and what it is needed for.
 pub type Module = (&'static str, &'static str);
@@ -77,7 +78,7 @@ struct Peer {
 /// # Errors
 /// If the kernel lacks something.
 pub fn prepare(inputs: &Inputs, root: Root) -> Result<Box<dyn System>> {
-    let init = fs::read(given("LAZYROOT_BENCH_PEER_INIT")).context("cannot read the peer's init")?;
+    let init = fs::read(BENCH_PEER_INIT.path()).context("cannot read the peer's init")?;
     let modules = modules_of_deb(&kernel_deb(), &[MODULES, root.modules].concat())?;
     let initramfs = inputs.work.join(format!("peer-{}.initramfs", root.mount.0));
     fs::write(&initramfs, initramfs::pack(&init, &modules))?;
