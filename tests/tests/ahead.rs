@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lazyroot::home::Home;
-use lazyroot::serve::{Activity, ActivityState, Catalog, Endpoint, Listener, Memory, ServedImage, Server};
+use lazyroot::serve::{Activity, ActivityState, BootHistory, Catalog, Endpoint, Listener, ServedImage, Server};
 use lazyroot::store::{Profile, ProfileFile, Store};
 use lazyroot_proto::reads::{Origin, Read};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
@@ -54,7 +54,7 @@ impl Bench {
         let image = store.resolve(IMAGE).unwrap();
         let profile = store.profile(&image.id);
         let served =
-            ServedImage::open(&image, store.source()).unwrap().with_memory(Memory::of_profile(profile.clone()));
+            ServedImage::open(&image, store.source()).unwrap().with_history(BootHistory::of_profile(profile.clone()));
         let index = served.index.clone();
         let metadata = served.manifest_size + served.index_bytes.len() as u64;
         let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::exec::find_running;
 use super::{Context, columns, print, runtime};
-use crate::serve::printable;
+use crate::text::printable;
 use crate::vm::copy;
 use crate::vm::instance::Vms;
 

@@ -11,8 +11,8 @@ use lazyroot_guest::link::{Address, Link, REQUEST_DEADLINE};
 use lazyroot_guest::mount::{self, Mounted, Trust, Upper};
 
 use super::{Context, background};
-use crate::serve::see::{Kind, Reporter};
-use crate::serve::{Catalog, Endpoint, Listener, Memory, ProfileUse, ServedImage, Server};
+use crate::serve::report::{Kind, Reporter};
+use crate::serve::{BootHistory, Catalog, Endpoint, Listener, ProfileUse, ServedImage, Server};
 use crate::store::{Image, Pin, Store};
 
 /// How long the session of a mount may outlive it: it writes two small files when it ends.
@@ -111,8 +111,8 @@ fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image
             let socket = private.path().join("s");
             let _guard = runtime.enter();
             let listener = Listener::bind(&Endpoint::Unix(socket.clone()))?;
-            let memory = Memory::new(store, &image.id, ProfileUse::Follow);
-            let served = ServedImage::open(image, store.source())?.with_memory(memory);
+            let memory = BootHistory::new(store, &image.id, ProfileUse::Follow);
+            let served = ServedImage::open(image, store.source())?.with_history(memory);
             let server = Arc::new(Server::new(Catalog::of([served]), None, |_| ()));
             let reporter = Reporter::new(server.clone(), Kind::Mount, dir.to_string_lossy());
             runtime.spawn(reporter.serve(Reporter::listen(private.path())?));

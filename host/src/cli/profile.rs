@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::run::{self, RunArgs};
 use super::{Context, Format, columns, print, trace};
-use crate::serve::see::duration;
+use crate::serve::report::duration;
 use crate::store::{BOOT, Profile, Store};
 
 /// What boots of an image are known to read, and are sent ahead

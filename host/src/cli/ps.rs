@@ -128,7 +128,7 @@ fn table(shown: &[Shown]) -> String {
 /// A command that would fill the line is cut.
 fn shorten(command: &str) -> String {
     const MOST: usize = 32;
-    let command = crate::serve::printable(command);
+    let command = crate::text::printable(command);
     match command.chars().count() > MOST {
         true => command.chars().take(MOST - 3).collect::<String>() + "...",
         false => command,

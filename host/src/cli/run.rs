@@ -56,7 +56,7 @@ pub struct RunArgs {
     /// Virtual CPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     cpus: u32,
-    /// Memory: MiB, or with a suffix (512M, 2G)
+    /// BootHistory: MiB, or with a suffix (512M, 2G)
     #[arg(long, default_value = "1G", value_parser = memory)]
     memory: u32,
     /// Kernel to boot: a release from 'lazyroot kernel ls' (default: the image's own, else the newest)
@@ -158,7 +158,7 @@ pub fn disk_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("'{text}' is no size of a disk: give MiB, or a number with M or G"))
 }
 
-/// Memory in MiB.
+/// BootHistory in MiB.
 pub fn memory(text: &str) -> Result<u32, String> {
     let mib = mebibytes(text);
     /// Less than this and Debian's kernel with its initramfs does not come up.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 
 use super::Context;
-use crate::serve::see::{self, Kind, Seen, ServerStats, SessionStats};
+use crate::serve::report::{self, Kind, ServerStats, ServingProcess, SessionStats};
 use crate::store::Trace;
 use crate::vm::instance::{State, Vms};
 
@@ -35,8 +35,8 @@ impl Subject {
             Kind::Vm | Kind::Mount => None,
         };
         match self.alive {
-            true => see::ask_trace(&self.dir, session).await,
-            false => see::kept_trace(&self.dir).context("it left no trace"),
+            true => report::ask_trace(&self.dir, session).await,
+            false => report::kept_trace(&self.dir).context("it left no trace"),
         }
     }
 
@@ -48,8 +48,8 @@ impl Subject {
 }
 
 /// The guests of a process that answered.
-fn subjects(seen: Seen) -> Vec<Subject> {
-    let Seen { dir, stats: ServerStats { kind, name, sessions, .. } } = seen;
+fn subjects(seen: ServingProcess) -> Vec<Subject> {
+    let ServingProcess { dir, stats: ServerStats { kind, name, sessions, .. } } = seen;
     let subject = |name: String, stats| Subject { kind, name, image_name: None, stats, dir: dir.clone(), alive: true };
     match kind {
         Kind::Vm | Kind::Mount => vec![subject(name, sessions.into_iter().next().unwrap_or_default())],
@@ -61,7 +61,7 @@ fn subjects(seen: Seen) -> Vec<Subject> {
 async fn others(context: &Context) -> Result<Vec<Subject>> {
     let mut all = Vec::new();
     for folder in ["mount", "serve"] {
-        all.extend(see::seen_in(&context.home.runtime_dir(folder)?).await?.into_iter().flat_map(subjects));
+        all.extend(report::ask_all(&context.home.runtime_dir(folder)?).await?.into_iter().flat_map(subjects));
     }
     Ok(all)
 }
@@ -77,10 +77,10 @@ pub async fn all(context: &Context) -> Result<Vec<Subject>> {
         .filter(|vm| vm.state == State::Alive)
         .map(|vm| {
             tokio::spawn(async move {
-                let stats = see::ask_stats(&vm.dir).await.ok()?;
+                let stats = report::ask_stats(&vm.dir).await.ok()?;
                 let image_name = vm.record.image_name;
                 let named = move |subject| Subject { image_name: image_name.clone(), ..subject };
-                Some(subjects(Seen { dir: vm.dir, stats }).into_iter().map(named).collect::<Vec<_>>())
+                Some(subjects(ServingProcess { dir: vm.dir, stats }).into_iter().map(named).collect::<Vec<_>>())
             })
         })
         .collect();
@@ -122,9 +122,9 @@ pub async fn find(context: &Context, text: &str) -> Result<Subject> {
     })?;
     let name = &vm.record.name;
     let (stats, alive) = match vm.state {
-        State::Alive => (see::ask_stats(&vm.dir).await.with_context(|| format!("VM '{name}'"))?, true),
+        State::Alive => (report::ask_stats(&vm.dir).await.with_context(|| format!("VM '{name}'"))?, true),
         State::Ended(_) | State::Lost | State::Stopped => {
-            (see::kept_stats(&vm.dir).with_context(|| format!("VM '{name}' has ended and left no figures"))?, false)
+            (report::kept_stats(&vm.dir).with_context(|| format!("VM '{name}' has ended and left no figures"))?, false)
         }
     };
     let stats = stats.sessions.into_iter().next().unwrap_or_default();

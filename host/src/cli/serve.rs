@@ -12,8 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use super::Context;
-use crate::serve::see::{self, Kind, Metrics, Reporter};
-use crate::serve::{Catalog, Endpoint, Event, Listener, Memory, ProfileUse, ServedImage, Server};
+use crate::serve::report::{self, Kind, Metrics, Reporter};
+use crate::serve::{BootHistory, Catalog, Endpoint, Event, Listener, ProfileUse, ServedImage, Server};
 
 /// How long reads that are under way may take when the server ends.
 const LAST_READS: Duration = Duration::from_secs(1);
@@ -61,8 +61,8 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
         let open = |name: &String| {
             let image = store.resolve(name)?;
             let pin = store.pin(&image, "a server")?;
-            let memory = Memory::new(&store, &image.id, ProfileUse::Follow);
-            Ok(ServedImage::open(&image, store.source())?.with_memory(memory).pinned(pin))
+            let memory = BootHistory::new(&store, &image.id, ProfileUse::Follow);
+            Ok(ServedImage::open(&image, store.source())?.with_history(memory).pinned(pin))
         };
         Catalog::of(args.images.iter().map(open).collect::<Result<Vec<_>>>()?)
     };
@@ -76,7 +76,7 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
         }
         let mut listeners = JoinSet::new();
         let folders = context.home.runtime_dir("serve")?;
-        see::sweep(&folders);
+        report::sweep(&folders);
         let folder = tempfile::Builder::new().prefix("").tempdir_in(folders)?;
         let reporter = Reporter::new(server.clone(), Kind::Server, format!("serve-{}", std::process::id()));
         listeners.spawn(reporter.serve(Reporter::listen(folder.path())?));

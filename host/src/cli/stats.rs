@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::seen::{self, Subject};
 use super::{Context, Format, columns, print, runtime};
-use crate::serve::see::{GuestStats, Kind, Latency, SessionStats, duration, percent};
+use crate::serve::report::{GuestStats, Kind, Latency, SessionStats, duration, percent};
 
 /// Show what guests read, where it came from, and how long they waited
 ///

@@ -9,7 +9,7 @@ use lazyroot_proto::ObjectIndex;
 use serde_json::json;
 
 use super::{Context, Format, columns, print, runtime, seen};
-use crate::serve::see::{Waterfall, duration, file_rows};
+use crate::serve::report::{Waterfall, duration, file_rows};
 use crate::store::{BOOT, Image, Store, Trace};
 
 /// Show what a run read, in which order, and how long it waited
@@ -76,8 +76,8 @@ pub fn names(image: &Image) -> Result<impl Fn(u32) -> String + use<>> {
     Ok(move |position| {
         let Some((id, _)) = index.get(position) else { return format!("object {position}") };
         match paths.get(&id) {
-            Some((path, 0)) => crate::serve::printable(&path.to_string_lossy()),
-            Some((path, more)) => format!("{} (and {more} more)", crate::serve::printable(&path.to_string_lossy())),
+            Some((path, 0)) => crate::text::printable(&path.to_string_lossy()),
+            Some((path, more)) => format!("{} (and {more} more)", crate::text::printable(&path.to_string_lossy())),
             None => id.to_string(),
         }
     })

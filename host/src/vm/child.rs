@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::serve::printable;
+use crate::text::printable;
 
 /// The last line of a log, or what stands for it.
 pub fn last_words(log: &Path) -> String {

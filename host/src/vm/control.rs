@@ -1,6 +1,6 @@
 //! The socket in a VM's folder by which other commands reach the lazyroot that runs it.
 //!
-//! A connection is one question and one answer ([`crate::serve::message`]). After the answer to [`Ask::Stream`] it is a byte stream to the guest's agent. The socket is in a folder that is the user's alone.
+//! A connection is one question and one answer ([`crate::serve::ipc`]). After the answer to [`Ask::Stream`] it is a byte stream to the guest's agent. The socket is in a folder that is the user's alone.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::status::{Status, Watch};
-use crate::serve::message::{receive, send};
-use crate::serve::{Endpoint, Hub, Listener, serve_each};
+use crate::serve::ipc::{receive, send};
+use crate::serve::{Endpoint, GuestAgent, Listener, serve_each};
 
 /// The socket's name.
 const NAME: &str = "ctl";
@@ -70,14 +70,14 @@ pub enum OrderKind {
 
 /// Serves a VM's control socket.
 pub struct Control {
-    hub: Arc<Hub>,
+    hub: Arc<GuestAgent>,
     watch: Arc<Watch>,
     orders: mpsc::Sender<Order>,
 }
 
 impl Control {
     /// One for the VM behind `hub` and `watch`, and the orders that come in.
-    pub fn new(hub: Arc<Hub>, watch: Arc<Watch>) -> (Self, mpsc::Receiver<Order>) {
+    pub fn new(hub: Arc<GuestAgent>, watch: Arc<Watch>) -> (Self, mpsc::Receiver<Order>) {
         let (orders, received) = mpsc::channel(QUEUE);
         (Self { hub, watch, orders }, received)
     }

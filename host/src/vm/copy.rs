@@ -12,7 +12,7 @@ use lazyroot_proto::frame::{HEADER, Header};
 use lazyroot_proto::service::{MAX_DATA, Service, ServiceFrame};
 
 use super::control;
-use crate::serve::printable;
+use crate::text::printable;
 
 /// Mode bits that a copy out of a guest does not get: nobody here asked for programs of the guest's that run as their
 /// owner.

@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 
 use super::log::Log;
 use crate::complain::complain;
-use crate::serve::{printable, read_frame, write_frame};
+use crate::serve::{read_frame, write_frame};
+use crate::text::printable;
 
 /// Signals that ask to end after which a program that ignores them is given up on.
 const PATIENCE: u32 = 3;

@@ -32,11 +32,12 @@ use super::status::{Phase, Watch};
 use super::volume::Volume;
 use super::{factory, initramfs};
 use crate::home::Home;
-use crate::serve::see::{Kind, Reporter};
+use crate::serve::report::{Kind, Reporter};
 use crate::serve::{
-    BoxStream, Catalog, Endpoint, Hub, Listener, Memory, ProfileUse, ServedImage, Server, Snapshot, printable,
+    BootHistory, BoxStream, Catalog, Endpoint, GuestAgent, Listener, ProfileUse, ServedImage, Server, Snapshot,
 };
 use crate::store::{Image, Pin, Store, Traffic};
+use crate::text::printable;
 
 /// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
 /// on an idle machine; ten times that on a busy one is still a VM that comes up.
@@ -73,7 +74,7 @@ pub struct Launch {
     pub kernel: Option<String>,
     /// Virtual CPUs.
     pub cpus: u32,
-    /// Memory in MiB.
+    /// BootHistory in MiB.
     pub memory_mib: u32,
     /// The VM's name; made up if `None`.
     pub name: Option<String>,
@@ -167,7 +168,7 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
         guest_init: timings.guest_init,
         command_started: timings.ready,
         guest_clock_mounted: timings.guest_clock_mounted,
-        served: vm.server.stats().snapshot(),
+        served: vm.server.totals().snapshot(),
         image_bytes: launch.image.index.total_bytes(),
         image_objects: launch.image.index.objects(),
         disk_bytes_written,
@@ -260,7 +261,7 @@ pub async fn run_around<T, W: Future<Output = Result<T>>>(
     };
     let (hub, watch, dir) = (vm.hub.clone(), vm.watch.clone(), vm.instance.dir().to_owned());
     let work = async {
-        tokio::time::timeout(BOOT_DEADLINE, hub.agent()).await.map_err(|_| too_late())?;
+        tokio::time::timeout(BOOT_DEADLINE, hub.connected()).await.map_err(|_| too_late())?;
         watch.ready();
         tokio::select! {
             biased;
@@ -330,7 +331,7 @@ struct Vm {
     machine: Box<dyn Machine>,
     _serving: JoinSet<()>,
     server: Arc<Server>,
-    hub: Arc<Hub>,
+    hub: Arc<GuestAgent>,
     watch: Arc<Watch>,
     orders: mpsc::Receiver<Order>,
     /// When its patience with a guest that was asked to end is over.
@@ -390,11 +391,11 @@ impl Vm {
         let listener = Listener::bind(&endpoint)?;
         let control_listener = Control::listen(instance.dir())?;
         let see_listener = Reporter::listen(instance.dir())?;
-        let hub = Arc::new(Hub::with_settings(&settings));
+        let hub = Arc::new(GuestAgent::with_settings(&settings));
         let (image, source) = (launch.image.clone(), store.source());
-        let memory = Memory::new(store, &launch.image.id, launch.profile);
+        let memory = BootHistory::new(store, &launch.image.id, launch.profile);
         let catalog = Catalog::on_demand(image.id, move || {
-            Ok(ServedImage::open(&image, source.clone())?.with_memory(memory.clone()))
+            Ok(ServedImage::open(&image, source.clone())?.with_history(memory.clone()))
         });
         let watch = Arc::<OnceLock<Arc<Watch>>>::default();
         let on_event = {
@@ -407,7 +408,7 @@ impl Vm {
         };
         let server = Arc::new(Server::new(catalog, Some(hub.clone()), on_event));
         let stats = server.clone();
-        let watch = watch.get_or_init(|| Watch::new(move || stats.stats().snapshot())).clone();
+        let watch = watch.get_or_init(|| Watch::new(move || stats.totals().snapshot())).clone();
         let (control, orders) = Control::new(hub.clone(), watch.clone());
         let mut serving = JoinSet::new();
         serving.spawn(server.clone().serve(listener));
@@ -536,7 +537,7 @@ impl Vm {
         let (hub, watch, dir) = (self.hub.clone(), self.watch.clone(), self.instance.dir().to_owned());
         let log = dir.join(OUTPUT_LOG);
         let begin = async {
-            tokio::time::timeout(BOOT_DEADLINE, hub.agent()).await.map_err(|_| too_late())?;
+            tokio::time::timeout(BOOT_DEADLINE, hub.connected()).await.map_err(|_| too_late())?;
             let Some(exec) = command else {
                 wait.wait(&dir, &watch).await?;
                 return Ok(Begun::Running(None));

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::programs::Requirement;
-use crate::serve::printable;
+use crate::text::printable;
 
 /// The podman that we need: 5.0 runs its machines with vfkit itself.
 pub const PODMAN: Requirement = Requirement {

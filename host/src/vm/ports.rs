@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::serve::{Accept, BoxStream, Endpoint, Hub, Listener, read_frame, serve_each, write_frame};
+use crate::serve::{Accept, BoxStream, Endpoint, GuestAgent, Listener, read_frame, serve_each, write_frame};
 
 /// Connections of one port at a time; further ones wait in the system's queue.
 const MAX_CONNECTIONS: usize = 256;
@@ -135,7 +135,7 @@ impl Bound {
     }
 
     /// Brings connections to the guest behind `hub`, for ever. Dropping the future ends them.
-    pub async fn serve(self, hub: Arc<Hub>) {
+    pub async fn serve(self, hub: Arc<GuestAgent>) {
         let map = Arc::new(self.map);
         serve_each(self.listener, MAX_CONNECTIONS, |stream| {
             let (hub, map) = (hub.clone(), map.clone());
@@ -150,7 +150,7 @@ impl Bound {
 }
 
 /// One connection, from what came in here to what listens in the guest.
-async fn connect(hub: &Hub, target: &GuestEnd, local: BoxStream) -> Result<()> {
+async fn connect(hub: &GuestAgent, target: &GuestEnd, local: BoxStream) -> Result<()> {
     let target = match target {
         GuestEnd::Tcp(port) => Target::Tcp(*port),
         GuestEnd::Unix(path) => Target::Unix(path.clone().into()),
@@ -159,7 +159,7 @@ async fn connect(hub: &Hub, target: &GuestEnd, local: BoxStream) -> Result<()> {
     write_frame(&mut to_guest, &Service::Connect(target).encode()).await?;
     match next_frame(&mut from_guest).await? {
         ServiceFrame::Done => (),
-        ServiceFrame::Failed(why) => bail!("the guest says: {}", crate::serve::printable(&why)),
+        ServiceFrame::Failed(why) => bail!("the guest says: {}", crate::text::printable(&why)),
         ServiceFrame::Data(_) => bail!("the guest broke the protocol"),
     }
     let (from_local, to_local) = tokio::io::split(local);

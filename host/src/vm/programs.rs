@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::serve::printable;
+use crate::text::printable;
 
 /// Where Homebrew and podman's installer put programs, some of them outside of `PATH` (the default
 /// `helper_binaries_dir` of containers.conf(5) on macOS, and podman's own package).

@@ -178,7 +178,7 @@ pub async fn answers(dir: &Path) -> Result<()> {
         if word.starts_with(b"SSH-") {
             return Ok(());
         }
-        ensure!(word.is_empty(), "the guest's sshd says: {}", crate::serve::printable(&String::from_utf8_lossy(&word)));
+        ensure!(word.is_empty(), "the guest's sshd says: {}", crate::text::printable(&String::from_utf8_lossy(&word)));
         ensure!(
             Instant::now() + EVERY < deadline,
             "the guest's sshd ends without a word: the guest's journal has its reason"

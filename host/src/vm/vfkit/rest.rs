@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
-use crate::serve::printable;
+use crate::text::printable;
 
 /// How long a request may take. vfkit answers from memory; a pause of a busy VM takes a part of a second.
 const DEADLINE: Duration = Duration::from_secs(10);

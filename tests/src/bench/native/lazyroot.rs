@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use lazyroot::serve::{Catalog, Endpoint, Listener, Memory, ServedImage, Server};
+use lazyroot::serve::{BootHistory, Catalog, Endpoint, Listener, ServedImage, Server};
 use lazyroot::store::{Image, ObjectSource, Profile, ProfileFile};
 
 use super::mounted::Served;
@@ -96,7 +96,7 @@ impl System for WithProfile {
             match self.file.read() {
                 Some(profile) => break profile,
                 // There is nothing to learn from who reads nothing.
-                None if server.server.stats().snapshot().objects == 0 => break Profile::default(),
+                None if server.server.totals().snapshot().objects == 0 => break Profile::default(),
                 None if begin.elapsed() > PROFILE_DEADLINE => bail!("no profile of {workload} was written"),
                 None => thread::sleep(Duration::from_millis(10)),
             }
@@ -146,7 +146,7 @@ impl Serving {
     pub fn start(&self, profile: Option<ProfileFile>) -> Result<Running> {
         let image = ServedImage::open(&self.image, self.source.clone())?;
         let image = match profile {
-            Some(profile) => image.with_memory(Memory::of_profile(profile)),
+            Some(profile) => image.with_history(BootHistory::of_profile(profile)),
             None => image,
         };
         let catalog = Catalog::of([image]);
@@ -172,7 +172,7 @@ pub struct Running {
 impl Running {
     /// Payload bytes and requests so far.
     pub fn fetched(&self) -> Fetched {
-        let stats = self.server.stats().snapshot();
+        let stats = self.server.totals().snapshot();
         (stats.bytes, stats.requests)
     }
 

@@ -14,7 +14,7 @@ pub async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(He
 }
 
 /// The next frame from a guest that sends no more than requests: a longer one is not even read.
-pub(super) async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Header, Vec<u8>)> {
+pub(in crate::serve) async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Header, Vec<u8>)> {
     read_up_to(stream, MAX_GUEST_WRITE).await
 }
 

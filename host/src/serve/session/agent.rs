@@ -1,7 +1,7 @@
-//! What the host wants of a guest: streams, which the guest opens when asked to on its control connection.
+//! A guest's agent, seen from the host: it opens streams when asked to on its control connection, and shuts the guest
+//! down.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 
 use lazyroot_proto::frame::HostMessage;
@@ -9,7 +9,8 @@ use lazyroot_proto::settings::Settings;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{BoxStream, write_frame};
+use crate::serve::wire::frames::write_frame;
+use crate::serve::wire::stream::BoxStream;
 
 /// Messages to the guest that may wait to be written.
 const QUEUE: usize = 16;
@@ -18,7 +19,7 @@ type Messages = mpsc::Sender<HostMessage<'static>>;
 
 /// One VM's control connection, the streams that were asked for, and its settings.
 #[derive(Default)]
-pub struct Hub {
+pub struct GuestAgent {
     /// As they go over the wire.
     settings: Vec<u8>,
     /// To the newest control connection, while there is one.
@@ -29,9 +30,9 @@ pub struct Hub {
 /// The guest did not open the stream.
 #[derive(Debug, thiserror::Error)]
 #[error("the guest's agent went away")]
-pub struct HubError;
+pub struct AgentGone;
 
-impl Hub {
+impl GuestAgent {
     /// One whose guest gets these settings.
     pub fn with_settings(settings: &Settings) -> Self {
         Self { settings: settings.encode(), ..Self::default() }
@@ -41,20 +42,20 @@ impl Hub {
     ///
     /// # Errors
     /// If the control connection ends first.
-    pub async fn open_stream(&self) -> Result<BoxStream, HubError> {
+    pub async fn open_stream(&self) -> Result<BoxStream, AgentGone> {
         let messages = self.messages().await;
         let (sender, stream) = oneshot::channel();
         // Not to be guessed by a program in the guest, which could take the stream for itself.
-        let number = RandomState::new().hash_one(());
+        let number = getrandom::u64().expect("the system always has random numbers");
         self.expected.lock().expect("no panic under the lock").insert(number, sender);
-        messages.send(HostMessage::OpenStream(number)).await.map_err(|_| HubError)?;
+        messages.send(HostMessage::OpenStream(number)).await.map_err(|_| AgentGone)?;
         // Held on to, it would keep a control connection that has been replaced.
         drop(messages);
-        stream.await.map_err(|_| HubError)
+        stream.await.map_err(|_| AgentGone)
     }
 
     /// Waits until the guest's agent is there.
-    pub async fn agent(&self) {
+    pub async fn connected(&self) {
         self.messages().await;
     }
 
@@ -62,9 +63,9 @@ impl Hub {
     ///
     /// # Errors
     /// If it is not.
-    pub async fn power_off(&self) -> Result<(), HubError> {
-        let messages = self.control.borrow().clone().ok_or(HubError)?;
-        messages.send(HostMessage::PowerOff).await.map_err(|_| HubError)
+    pub async fn power_off(&self) -> Result<(), AgentGone> {
+        let messages = self.control.borrow().clone().ok_or(AgentGone)?;
+        messages.send(HostMessage::PowerOff).await.map_err(|_| AgentGone)
     }
 
     async fn messages(&self) -> Messages {
@@ -75,13 +76,13 @@ impl Hub {
 
     /// A guest's control connection, until it ends or the guest opens another: a guest that lost its connection may
     /// know before we do.
-    pub(super) async fn control(&self, mut stream: BoxStream) {
+    pub(in crate::serve) async fn control(&self, mut stream: BoxStream) {
         let welcome = HostMessage::Welcome { manifest_size: 0, index_size: 0, profile_size: 0 };
         if write_frame(&mut stream, &welcome.encode(0)).await.is_err() {
             return;
         }
         let (messages, mut queue) = mpsc::channel(QUEUE);
-        // Only the hub holds a strong one: replaced there, our queue ends.
+        // Only the agent's side here holds a strong one: replaced there, our queue ends.
         let ours = messages.downgrade();
         self.control.send_replace(Some(messages));
         let mut byte = [0];
@@ -107,7 +108,7 @@ impl Hub {
     }
 
     /// A guest that asks for its settings.
-    pub(super) async fn settings(&self, mut stream: BoxStream) {
+    pub(in crate::serve) async fn settings(&self, mut stream: BoxStream) {
         // A guest that lost its connection asks again.
         let _ = write_frame(&mut stream, &HostMessage::Settings(&self.settings).encode(0)).await;
         // It closes when it has them. To close here might cut them off on the way.
@@ -115,7 +116,7 @@ impl Hub {
     }
 
     /// A stream that the guest opened; dropped if nobody asked for it.
-    pub(super) fn stream(&self, number: u64, stream: BoxStream) {
+    pub(in crate::serve) fn stream(&self, number: u64, stream: BoxStream) {
         let waiting = self.expected.lock().expect("no panic under the lock").remove(&number);
         if let Some(waiting) = waiting {
             // Whoever asked may have given up.

@@ -9,7 +9,10 @@ use lazyroot_proto::verity;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::{BoxStream, Catalog, Server, conversation};
+use crate::serve::images::{Catalog, ServedImage};
+use crate::serve::record::Totals;
+use crate::serve::wire::channel;
+use crate::serve::wire::stream::BoxStream;
 use crate::store::{Object, ObjectError};
 
 /// Requests of one session under way at a time; the next one waits for a place.
@@ -30,8 +33,8 @@ const MAX_CONFIG: usize = 512 << 10;
 type Failure = (ErrorCode, String);
 
 /// Serves one stream to its end.
-pub(super) async fn run(server: &Server, stream: BoxStream) {
-    let (mut requests, outbox) = conversation::split(stream);
+pub(in crate::serve) async fn run(catalog: &Arc<Catalog>, totals: &Arc<Totals>, stream: BoxStream) {
+    let (mut requests, outbox) = channel::split(stream);
     let (places, answers) = (Arc::new(Semaphore::new(PLACES)), Arc::new(Semaphore::new(ANSWERS)));
     let mut packing = Packing::None;
     let mut under_way = JoinSet::new();
@@ -53,8 +56,8 @@ pub(super) async fn run(server: &Server, stream: BoxStream) {
         }
         while under_way.try_join_next().is_some() {}
         let place = places.clone().acquire_owned().await.expect("never closed");
-        let (outbox, answers, catalog) = (outbox.clone(), answers.clone(), server.catalog.clone());
-        let stats = server.stats.clone();
+        let (outbox, answers, catalog) = (outbox.clone(), answers.clone(), catalog.clone());
+        let totals = totals.clone();
         under_way.spawn(async move {
             let answering = match request {
                 // May take as long as an import, and its answer is short.
@@ -67,11 +70,11 @@ pub(super) async fn run(server: &Server, stream: BoxStream) {
             });
             let frame = match answer.await {
                 Ok((object, Ok((len, frame)))) => {
-                    stats.answered(object, len);
+                    totals.answered(object, len);
                     frame
                 }
                 Ok((_, Err((code, message)))) => {
-                    stats.failed();
+                    totals.failed();
                     tracing::warn!("{message}");
                     HostMessage::Error { code, message }.encode(tag)
                 }
@@ -136,7 +139,7 @@ fn resolve(catalog: &Catalog, reference: &str) -> Result<ImageReply, Failure> {
 
 /// What an IMAGE frame is made of.
 struct ImageReply {
-    image: Arc<super::ServedImage>,
+    image: Arc<ServedImage>,
     config: Vec<u8>,
 }
 

@@ -4,18 +4,20 @@
 //! The picture is SVG, written by hand: it is a few rectangles and words. What guests and images say (paths, digests)
 //! goes into it as text, escaped.
 
-use std::collections::HashMap;
+mod rows;
+mod svg;
+
 use std::fmt::Write as _;
 
 use lazyroot_proto::index::ObjectIndex;
-use lazyroot_proto::reads::{Extent, Origin, Read};
+use lazyroot_proto::reads::Origin;
 
-use super::super::printable;
+pub use self::rows::{FileRow, file_rows};
+use self::rows::{bytes_of, fold};
+use self::svg::{elide, escape, line, text};
+use super::units::{duration, size};
 use crate::store::Trace;
-
-/// Rows that are drawn; of more files those that programs waited for longest are, and the others share one row. At 15
-/// pixels each a few screens: what a person still looks through.
-const MAX_ROWS: usize = 300;
+use crate::text::printable;
 
 /// What is drawn of the time before guest-init runs: the kernel reads nothing then, and would squeeze the rest.
 const KERNEL_WIDTH: f64 = 70.0;
@@ -55,88 +57,6 @@ pub struct Waterfall<'a> {
     pub title: &'a str,
     /// How long after the first read a read may begin to be drawn, in microseconds.
     pub until: u64,
-}
-
-/// One file's reads.
-#[derive(Clone, Debug)]
-pub struct FileRow {
-    /// Its object's position in the index; `None` for many files together.
-    pub position: Option<u32>,
-    /// Its name.
-    pub name: String,
-    /// Its reads, the first one first.
-    pub reads: Vec<Read>,
-    /// How long programs waited for them together, in microseconds.
-    pub waited: u64,
-    /// Bytes of those reads.
-    pub bytes: u64,
-}
-
-impl FileRow {
-    /// When it was first read, in microseconds since the guest's kernel started.
-    pub fn first(&self) -> u64 {
-        self.reads.first().map_or(0, |read| read.at)
-    }
-
-    /// Where most of its bytes came from.
-    pub fn origin(&self) -> Origin {
-        let blocks = |origin: Origin| -> u64 {
-            let of = self.reads.iter().filter(|read| read.origin == origin);
-            of.map(|read| u64::from(read.extent.blocks)).sum()
-        };
-        Origin::ALL.into_iter().rev().max_by_key(|origin| blocks(*origin)).expect("there are some")
-    }
-}
-
-/// The files of a trace that were read within `until` microseconds of the first read, in the order of first reading.
-pub fn file_rows(trace: &Trace, index: &ObjectIndex, names: &dyn Fn(u32) -> String, until: u64) -> Vec<FileRow> {
-    let mut reads: Vec<&Read> = trace.reads.iter().collect();
-    reads.sort_by_key(|read| read.at);
-    let Some(start) = reads.first().map(|read| read.at) else { return Vec::new() };
-    let mut rows: Vec<FileRow> = Vec::new();
-    let mut known: HashMap<u32, usize> = HashMap::new();
-    for read in reads.into_iter().take_while(|read| read.at - start <= until) {
-        let position = read.extent.position;
-        let row = *known.entry(position).or_insert_with(|| {
-            let name = names(position);
-            rows.push(FileRow { position: Some(position), name, reads: Vec::new(), waited: 0, bytes: 0 });
-            rows.len() - 1
-        });
-        let row = &mut rows[row];
-        row.reads.push(*read);
-        if read.origin != Origin::Preloaded {
-            row.waited += u64::from(read.waited);
-        }
-        row.bytes += bytes_of(&read.extent, index);
-    }
-    rows
-}
-
-fn bytes_of(extent: &Extent, index: &ObjectIndex) -> u64 {
-    index.get(extent.position).and_then(|(_, size)| extent.bytes(size)).map_or(0, |(_, len)| len)
-}
-
-/// Keeps the rows that were waited for longest, in their order; the others become one, at the end.
-fn fold(rows: Vec<FileRow>) -> Vec<FileRow> {
-    let Some(too_many) = rows.len().checked_sub(MAX_ROWS).filter(|more| *more > 0) else { return rows };
-    let mut by_wait: Vec<usize> = (0..rows.len()).collect();
-    by_wait.sort_by_key(|&row| rows[row].waited);
-    let folded: std::collections::HashSet<usize> = by_wait.into_iter().take(too_many).collect();
-    let name = format!("{too_many} more files, read with less waiting");
-    let mut others = FileRow { position: None, name, reads: Vec::new(), waited: 0, bytes: 0 };
-    let mut kept = Vec::new();
-    for (number, row) in rows.into_iter().enumerate() {
-        if folded.contains(&number) {
-            others.waited += row.waited;
-            others.bytes += row.bytes;
-            others.reads.extend(row.reads);
-        } else {
-            kept.push(row);
-        }
-    }
-    others.reads.sort_by_key(|read| read.at);
-    kept.push(others);
-    kept
 }
 
 /// Where moments are in the picture. The chart begins with guest-init, or with the first read where there is none.
@@ -359,44 +279,6 @@ fn legend(svg: &mut String) {
     text(svg, 0.0, 77.0, "fill=\"#555555\"", words);
 }
 
-fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), colour: &str, attributes: &str) {
-    let _ = writeln!(
-        svg,
-        "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" {attributes}/>",
-        from.0, from.1, to.0, to.1
-    );
-}
-
-fn text(svg: &mut String, x: f64, y: f64, attributes: &str, words: &str) {
-    let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" {attributes}>{}</text>", escape(words));
-}
-
-/// Text for XML, which knows no control characters at all.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '"' => escaped += "&quot;",
-            // XML 1.0 also leaves these two out.
-            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
-            character if character.is_control() => escaped.extend(character.escape_default()),
-            character => escaped.push(character),
-        }
-    }
-    escaped
-}
-
-/// The end of a path says more than its beginning.
-fn elide(text: &str, letters: usize) -> String {
-    match text.chars().count().checked_sub(letters) {
-        None | Some(0) => text.to_owned(),
-        Some(more) => format!("…{}", text.chars().skip(more + 1).collect::<String>()),
-    }
-}
-
 /// A round number of microseconds that is at least `least`: 1, 2 or 5 times a power of ten.
 fn round_step(least: u64) -> u64 {
     let mut power = 1;
@@ -408,32 +290,9 @@ fn round_step(least: u64) -> u64 {
     }
 }
 
-/// Microseconds for people.
-pub fn duration(microseconds: u64) -> String {
-    match microseconds {
-        0..1000 => format!("{microseconds} µs"),
-        1000..1_000_000 => format!("{} ms", short(microseconds as f64 / 1e3)),
-        _ => format!("{} s", short(microseconds as f64 / 1e6)),
-    }
-}
-
-/// Three digits, no zeros behind the point.
-fn short(number: f64) -> String {
-    let text = match number {
-        ..10.0 => format!("{number:.2}"),
-        ..100.0 => format!("{number:.1}"),
-        _ => return format!("{number:.0}"),
-    };
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// Bytes for people.
-fn size(bytes: u64) -> String {
-    indicatif::HumanBytes(bytes).to_string()
-}
-
 #[cfg(test)]
 mod tests {
+    use lazyroot_proto::reads::{Extent, Read};
     use lazyroot_proto::{Algorithm, verity};
 
     use super::*;

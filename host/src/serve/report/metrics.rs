@@ -26,7 +26,8 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use super::super::{Server, serve_each};
+use crate::serve::listen::serve_each;
+use crate::serve::server::Server;
 
 /// What Prometheus asks for since 2.5.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -109,10 +110,10 @@ impl fmt::Debug for Figures {
 
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let (served, guests) = (self.0.stats().snapshot(), self.0.stats().guests());
+        let (served, guests) = (self.0.totals().snapshot(), self.0.totals().guests());
         let seconds = Some(Unit::Seconds);
         gauge(&mut encoder, "sessions", "Data sessions under way", self.0.running() as u64)?;
-        counter(&mut encoder, "sessions_begun", "Data sessions that have begun", self.0.stats().sessions())?;
+        counter(&mut encoder, "sessions_begun", "Data sessions that have begun", self.0.totals().sessions())?;
         counter(&mut encoder, "bytes_sent", "Payload bytes sent to guests", served.bytes)?;
         counter(&mut encoder, "requests", "Requests answered", served.requests)?;
         counter(&mut encoder, "request_failures", "Requests answered with an error", served.failures)?;

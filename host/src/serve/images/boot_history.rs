@@ -1,4 +1,4 @@
-//! What is remembered of an image's runs: its boot profile, and a trace of the last one.
+//! What is kept of an image's boots: its boot profile, and a trace of the last one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use lazyroot_proto::ObjectId;
 use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::reads::encode_hints;
 
-use super::activity::{Activity, State};
+use crate::serve::record::{Activity, ActivityState};
 use crate::store::{Profile, ProfileFile, Store, TraceFile};
 
 /// What is done with an image's boot profile.
@@ -24,26 +24,26 @@ pub enum ProfileUse {
     Ignore,
 }
 
-/// Where the runs of one image are remembered.
+/// Where the boots of one image are kept.
 #[derive(Clone)]
-pub struct Memory {
+pub struct BootHistory {
     profile: ProfileFile,
     trace: Option<TraceFile>,
     profile_use: ProfileUse,
     /// Whether a recorded profile has taken the old one's place: a guest that reconnects must not replace its own.
     replaced: Arc<AtomicBool>,
-    ahead: Arc<Mutex<Option<Ahead>>>,
+    hints: Arc<Mutex<Option<SharedHints>>>,
 }
 
 /// What the last session was sent ahead, which the next ones share.
-struct Ahead {
+struct SharedHints {
     /// Of the profile it was made from.
     version: (u64, SystemTime),
     /// As it goes over the wire.
     hints: Arc<[u8]>,
 }
 
-impl Memory {
+impl BootHistory {
     /// That of an image of `store`.
     pub fn new(store: &Store, image: &ObjectId, profile_use: ProfileUse) -> Self {
         Self { trace: Some(store.trace(image)), profile_use, ..Self::of_profile(store.profile(image)) }
@@ -51,32 +51,32 @@ impl Memory {
 
     /// That of an image whose traces are not kept.
     pub fn of_profile(profile: ProfileFile) -> Self {
-        let (replaced, ahead) = (Arc::default(), Arc::default());
-        Self { profile, trace: None, profile_use: ProfileUse::Follow, replaced, ahead }
+        let (replaced, hints) = (Arc::default(), Arc::default());
+        Self { profile, trace: None, profile_use: ProfileUse::Follow, replaced, hints }
     }
 
     /// What to send a guest ahead, as it goes over the wire. Sessions share it until the profile is another.
-    pub(super) fn ahead(&self, index: &ObjectIndex) -> Arc<[u8]> {
+    pub(in crate::serve) fn hints(&self, index: &ObjectIndex) -> Arc<[u8]> {
         let version = match self.profile_use {
             ProfileUse::Follow => self.profile.version(),
             ProfileUse::Record | ProfileUse::Ignore => None,
         };
         let Some(version) = version else { return Arc::default() };
-        let mut ahead = self.ahead.lock().expect("no panic under the lock");
-        if let Some(ahead) = ahead.as_ref().filter(|ahead| ahead.version == version) {
-            return ahead.hints.clone();
+        let mut shared = self.hints.lock().expect("no panic under the lock");
+        if let Some(shared) = shared.as_ref().filter(|shared| shared.version == version) {
+            return shared.hints.clone();
         }
         let hints = self.profile.read().map(|profile| profile.hints(index)).unwrap_or_default();
         let hints: Arc<[u8]> = encode_hints(&hints).into();
-        *ahead = Some(Ahead { version, hints: hints.clone() });
+        *shared = Some(SharedHints { version, hints: hints.clone() });
         hints
     }
 
-    /// Takes in what a session has read. One that read nothing is not remembered.
+    /// Keeps what a session has read. One that read nothing leaves no record.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub(super) fn remember(&self, activity: &Activity, state: &State) -> Result<()> {
+    pub(in crate::serve) fn record(&self, activity: &Activity, state: &ActivityState) -> Result<()> {
         if state.reads.is_empty() {
             return Ok(());
         }

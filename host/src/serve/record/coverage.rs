@@ -10,9 +10,9 @@ use lazyroot_proto::verity::BLOCK;
 /// numbered by its object's position (the upper 32 bits) and its place in the object, so a file read from one end to the
 /// other takes one entry.
 #[derive(Clone, Debug, Default)]
-pub struct Touched(BTreeMap<u64, u64>);
+pub struct Coverage(BTreeMap<u64, u64>);
 
-impl Touched {
+impl Coverage {
     /// Counts a read; what lies outside of the image does not count.
     pub fn add(&mut self, extent: &Extent, index: &ObjectIndex) {
         let Some((_, size)) = index.get(extent.position) else { return };
@@ -74,11 +74,11 @@ mod tests {
 
     #[test]
     fn a_whole_object_counts_once_however_it_is_read() {
-        let mut touched = Touched::default();
+        let mut coverage = Coverage::default();
         for block in [3, 0, 10, 2, 1, 4, 9, 8, 5, 6, 7, 0] {
-            touched.add(&Extent { position: 2, block, blocks: 1 }, &index());
+            coverage.add(&Extent { position: 2, block, blocks: 1 }, &index());
         }
-        assert_eq!((touched.bytes(&index()), touched.objects(), touched.0.len()), (SIZES[2], 1, 1));
+        assert_eq!((coverage.bytes(&index()), coverage.objects(), coverage.0.len()), (SIZES[2], 1, 1));
     }
 
     proptest! {
@@ -88,20 +88,20 @@ mod tests {
             elsewhere in proptest::collection::vec((0u32..5, 0u32..14, 1u32..9), 0..9),
         ) {
             let index = index();
-            let (mut touched, mut other, mut blocks) = (Touched::default(), Touched::default(), HashSet::new());
-            for (place, reads) in [(&mut touched, &reads), (&mut other, &elsewhere)] {
+            let (mut coverage, mut other, mut blocks) = (Coverage::default(), Coverage::default(), HashSet::new());
+            for (place, reads) in [(&mut coverage, &reads), (&mut other, &elsewhere)] {
                 for &(position, block, count) in reads {
                     place.add(&Extent { position, block, blocks: count }, &index);
                     blocks.extend((block..block + count).map(|block| (position, block)));
                 }
             }
-            touched.extend(&other);
+            coverage.extend(&other);
             let bytes = |&(position, block): &(u32, u32)| {
                 Some((Extent { position, block, blocks: 1 }).bytes(*SIZES.get(position as usize)?)?.1)
             };
-            prop_assert_eq!(touched.bytes(&index), blocks.iter().filter_map(bytes).sum::<u64>());
+            prop_assert_eq!(coverage.bytes(&index), blocks.iter().filter_map(bytes).sum::<u64>());
             let objects: HashSet<u32> = blocks.iter().filter(|block| bytes(block).is_some()).map(|block| block.0).collect();
-            prop_assert_eq!(touched.objects(), objects.len() as u64);
+            prop_assert_eq!(coverage.objects(), objects.len() as u64);
         }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use lazyroot_proto::frame::DEFAULT_PORT;
 use tokio::net::UnixListener;
 
-use super::BoxStream;
+use crate::serve::wire::stream::BoxStream;
 
 /// The longest path that fits a unix socket's address on every system (104 bytes on macOS, 108 on Linux, both
 /// with a final NUL), in bytes.

@@ -9,29 +9,28 @@ use lazyroot_proto::frame::FrameError;
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::timeout;
 
+use super::frames::{read_request, write_frame};
 use super::stream::{BoxStream, Sink, Source};
-use super::wire::read_request;
-use super::write_frame;
 
 /// How long the other end may take to make room for a reply. One that is paused for longer loses its connection, and
 /// asks again on a new one.
 const WRITE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The receiving half.
-pub(super) struct Requests {
+pub(in crate::serve) struct Requests {
     reader: Source,
     outbox: Arc<Outbox>,
 }
 
 /// The sending half.
-pub(super) struct Outbox {
+pub(in crate::serve) struct Outbox {
     writer: Mutex<Sink>,
     /// Told when a reply could not be sent.
     broken: Notify,
 }
 
 /// Takes a stream apart.
-pub(super) fn split(stream: BoxStream) -> (Requests, Arc<Outbox>) {
+pub(in crate::serve) fn split(stream: BoxStream) -> (Requests, Arc<Outbox>) {
     let (reader, writer) = stream.halves();
     let outbox = Arc::new(Outbox { writer: Mutex::new(writer), broken: Notify::new() });
     (Requests { reader, outbox: outbox.clone() }, outbox)
@@ -40,7 +39,7 @@ pub(super) fn split(stream: BoxStream) -> (Requests, Arc<Outbox>) {
 impl Requests {
     /// The next request and its tag; none when the other end is gone, takes no replies any more, or sends what
     /// `decode` does not understand, which is logged with the words in `about`.
-    pub(super) async fn next<T>(
+    pub(in crate::serve) async fn next<T>(
         &mut self,
         decode: fn(u8, &[u8]) -> Result<T, FrameError>,
         about: &impl Display,
@@ -64,12 +63,12 @@ impl Outbox {
     ///
     /// # Errors
     /// If they cannot be sent, or not in time; the session then ends.
-    pub(super) async fn send(&self, frames: &[u8]) -> io::Result<()> {
+    pub(in crate::serve) async fn send(&self, frames: &[u8]) -> io::Result<()> {
         self.in_time(async { write_frame(&mut *self.writer().await, frames).await }).await
     }
 
     /// To send something in pieces that nothing may come in between of.
-    pub(super) async fn writer(&self) -> MutexGuard<'_, Sink> {
+    pub(in crate::serve) async fn writer(&self) -> MutexGuard<'_, Sink> {
         self.writer.lock().await
     }
 
@@ -77,7 +76,7 @@ impl Outbox {
     ///
     /// # Errors
     /// As [`Outbox::send`].
-    pub(super) async fn in_time(&self, write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    pub(in crate::serve) async fn in_time(&self, write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
         let sent = timeout(WRITE_DEADLINE, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if sent.is_err() {
             self.broken.notify_one();

@@ -12,71 +12,47 @@ use std::sync::Arc;
 
 use lazyroot_proto::frame::{ErrorCode, HEADER, Header, HostMessage, Metadata, Request, kind};
 use lazyroot_proto::reads::Extent;
-use lazyroot_proto::{ObjectId, verity};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::conversation::{self, Outbox};
-use super::{Activity, BoxStream, Event, ServedImage, Server, printable};
+use super::part::{Failure, Part, PartRange, append_data_frame, check, no_object, outside, read};
+use super::registry::Sessions;
+use crate::serve::images::ServedImage;
+use crate::serve::record::{Activity, Event};
+use crate::serve::wire::channel::{self, Outbox};
+use crate::serve::wire::stream::BoxStream;
 use crate::store::Object;
+use crate::text::printable;
 
 /// Requests of one session that may wait for a slow source or for memory at a time; the next one waits for a place.
 /// A guest has no more than a few dozen threads reading.
 const SLOW_REQUESTS: usize = 256;
 
 /// Memory for one session's replies that wait, in KiB: no session can take all of the server's
-/// ([`super::SLOW_REPLY_BUDGET_KIB`]).
+/// ([`super::registry`]).
 const SESSION_REPLY_BUDGET_KIB: usize = 8 << 10;
 
 /// Replies from the page cache are read and sent in pieces of this many bytes, and small ones are sent together up to
 /// this many: a thousand sessions hold 64 MiB at most, and more at a time is no faster.
-const PIECE: usize = 64 << 10;
+const CHUNK: usize = 64 << 10;
 
 /// What a session may report; a guest that goes on is not listened to.
 const MAX_EVENTS: usize = 1000;
 
-/// One part of the image that can be asked for.
-#[derive(Clone, Copy)]
-enum Part {
-    Manifest,
-    Index,
-    Object(ObjectId),
-    /// A level of its Merkle tree.
-    Nodes(ObjectId, u8),
-}
-
-impl Part {
-    fn object(self) -> Option<ObjectId> {
-        match self {
-            Part::Object(id) | Part::Nodes(id, _) => Some(id),
-            Part::Manifest | Part::Index => None,
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Range {
-    part: Part,
-    offset: u64,
-    len: u32,
-}
-
-type Failure = (ErrorCode, String);
-
 /// Serves `image` on `stream` until the guest goes away, stops reading or breaks the protocol.
-pub(super) async fn run(server: &Server, image: Arc<ServedImage>, stream: BoxStream) {
-    let (mut requests, outbox) = conversation::split(stream);
-    let profile = image.memory.as_ref().map(|memory| memory.ahead(&image.index)).unwrap_or_default();
-    let recording = Recording { server, activity: server.begin(&image), image: image.clone() };
+pub(in crate::serve) async fn run(sessions: &Sessions, image: Arc<ServedImage>, stream: BoxStream) {
+    let (mut requests, outbox) = channel::split(stream);
+    let profile = image.history.as_ref().map(|history| history.hints(&image.index)).unwrap_or_default();
+    let recording = Recording { sessions, activity: sessions.begin(&image), image: image.clone() };
     let mut session = Session {
-        server,
+        sessions,
         image,
         profile,
         activity: recording.activity.clone(),
         outbox: outbox.clone(),
         places: Arc::new(Semaphore::new(SLOW_REQUESTS)),
-        memory: Arc::new(Semaphore::new(SESSION_REPLY_BUDGET_KIB)),
+        reply_memory: Arc::new(Semaphore::new(SESSION_REPLY_BUDGET_KIB)),
         slow: JoinSet::new(),
         events: 0,
     };
@@ -97,14 +73,14 @@ pub(super) async fn run(server: &Server, image: Arc<ServedImage>, stream: BoxStr
 }
 
 struct Session<'a> {
-    server: &'a Server,
+    sessions: &'a Sessions,
     image: Arc<ServedImage>,
     /// The boot profile as it goes over the wire.
     profile: Arc<[u8]>,
     activity: Arc<Activity>,
     outbox: Arc<Outbox>,
     places: Arc<Semaphore>,
-    memory: Arc<Semaphore>,
+    reply_memory: Arc<Semaphore>,
     /// Replies that wait; dropped with the session.
     slow: JoinSet<()>,
     events: usize,
@@ -119,7 +95,7 @@ impl Session<'_> {
                 if self.events <= MAX_EVENTS {
                     let event = Event { kind, at, text: printable(&text) };
                     self.activity.state().milestones.push(event.clone());
-                    (self.server.events)(event);
+                    (self.sessions.events)(event);
                 }
                 Ok(())
             }
@@ -128,31 +104,33 @@ impl Session<'_> {
                 Ok(())
             }
             Request::Counters(counters) => {
-                self.server.counted(&self.activity, *counters);
+                self.sessions.count(&self.activity, *counters);
                 Ok(())
             }
             Request::Hello(_) => self.fail(tag, (ErrorCode::Invalid, "a second hello".into())).await,
             Request::Get { what: Metadata::Manifest, offset, len } => {
-                self.answer(tag, Range { part: Part::Manifest, offset, len }).await
+                self.answer(tag, PartRange { part: Part::Manifest, offset, len }).await
             }
             Request::Get { what: Metadata::Index, offset, len } => {
-                self.answer(tag, Range { part: Part::Index, offset, len }).await
+                self.answer(tag, PartRange { part: Part::Index, offset, len }).await
             }
             Request::Get { what: Metadata::Profile, offset, len } => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX);
                 let profile = self.profile.clone();
                 match start.checked_add(len as usize).and_then(|end| profile.get(start..end)) {
                     Some(piece) => {
-                        self.server.stats.answered(None, len);
+                        self.sessions.totals.answered(None, len);
                         self.activity.answered(len);
                         self.outbox.send(&HostMessage::Data(piece).encode(tag)).await
                     }
                     None => self.fail(tag, outside(offset, len, profile.len() as u64)).await,
                 }
             }
-            Request::Read { id, offset, len } => self.answer(tag, Range { part: Part::Object(id), offset, len }).await,
+            Request::Read { id, offset, len } => {
+                self.answer(tag, PartRange { part: Part::Object(id), offset, len }).await
+            }
             Request::Nodes { id, level, offset, len } => {
-                self.answer(tag, Range { part: Part::Nodes(id, level), offset, len }).await
+                self.answer(tag, PartRange { part: Part::Nodes(id, level), offset, len }).await
             }
             Request::ReadList(extents) => {
                 let index = self.image.index.clone();
@@ -160,7 +138,7 @@ impl Session<'_> {
                     let (id, size) = index.get(extent.position).ok_or_else(|| no_object(extent.position))?;
                     let behind = || (ErrorCode::Invalid, format!("object {id} has no block {}", extent.block));
                     let (offset, len) = extent.bytes(size).ok_or_else(behind)?;
-                    Ok(Range { part: Part::Object(id), offset, len: len as u32 })
+                    Ok(PartRange { part: Part::Object(id), offset, len: len as u32 })
                 };
                 self.answer_many(tag, extents.into_iter().map(range)).await
             }
@@ -168,14 +146,18 @@ impl Session<'_> {
     }
 
     async fn fail(&self, tag: u64, (code, message): Failure) -> io::Result<()> {
-        self.server.stats.failed();
+        self.sessions.totals.failed();
         self.activity.state().failures += 1;
         tracing::warn!("image {}: {message}", self.image.id);
         self.outbox.send(&HostMessage::Error { code, message }.encode(tag)).await
     }
 
     /// Answers several ranges, each by itself; those in memory with one write for many of them.
-    async fn answer_many(&mut self, tag: u64, ranges: impl Iterator<Item = Result<Range, Failure>>) -> io::Result<()> {
+    async fn answer_many(
+        &mut self,
+        tag: u64,
+        ranges: impl Iterator<Item = Result<PartRange, Failure>>,
+    ) -> io::Result<()> {
         let mut frames = Vec::new();
         for (tag, range) in (tag..).zip(ranges) {
             let range = match range {
@@ -185,10 +167,10 @@ impl Session<'_> {
                     continue;
                 }
             };
-            if !frames.is_empty() && frames.len() + range.len as usize > PIECE {
+            if !frames.is_empty() && frames.len() + range.len as usize > CHUNK {
                 self.outbox.send(&std::mem::take(&mut frames)).await?;
             }
-            if range.len as usize > PIECE {
+            if range.len as usize > CHUNK {
                 self.answer_checked(tag, range).await?;
             } else if !self.append_cached(&mut frames, tag, range) {
                 self.answer_slowly(tag, range).await;
@@ -198,16 +180,16 @@ impl Session<'_> {
     }
 
     /// Answers a range: now if it is in memory, from another thread otherwise.
-    async fn answer(&mut self, tag: u64, range: Range) -> io::Result<()> {
+    async fn answer(&mut self, tag: u64, range: PartRange) -> io::Result<()> {
         match check(&self.image, range) {
             Ok(()) => self.answer_checked(tag, range).await,
             Err(failure) => self.fail(tag, failure).await,
         }
     }
 
-    async fn answer_checked(&mut self, tag: u64, range: Range) -> io::Result<()> {
-        if range.len as usize > PIECE {
-            if self.answer_in_pieces(tag, range).await? {
+    async fn answer_checked(&mut self, tag: u64, range: PartRange) -> io::Result<()> {
+        if range.len as usize > CHUNK {
+            if self.answer_in_chunks(tag, range).await? {
                 return Ok(());
             }
         } else {
@@ -222,7 +204,7 @@ impl Session<'_> {
 
     /// Appends the reply to a range of an object that is in memory; leaves `frames` alone, and returns `false`, if it
     /// is not.
-    fn append_cached(&self, frames: &mut Vec<u8>, tag: u64, range: Range) -> bool {
+    fn append_cached(&self, frames: &mut Vec<u8>, tag: u64, range: PartRange) -> bool {
         let Part::Object(id) = range.part else { return false };
         let Some(object) = self.image.object(&id) else { return false };
         let start = frames.len();
@@ -241,12 +223,12 @@ impl Session<'_> {
     /// # Errors
     /// If the guest does not take it, or the rest cannot be read: there is no way to take back what was sent, so the
     /// session ends, and the guest that asks again is told.
-    async fn answer_in_pieces(&self, tag: u64, range: Range) -> io::Result<bool> {
+    async fn answer_in_chunks(&self, tag: u64, range: PartRange) -> io::Result<bool> {
         let Part::Object(id) = range.part else { return Ok(false) };
         let Some(object) = self.image.object(&id).filter(|_| !self.image.is_broken(&id)) else { return Ok(false) };
         let source = &self.image.source;
         let header = Header { len: range.len, kind: kind::DATA, tag }.encode();
-        let mut piece = vec![0; HEADER + PIECE];
+        let mut piece = vec![0; HEADER + CHUNK];
         piece[..HEADER].copy_from_slice(&header);
         let end = range.offset + u64::from(range.len);
         if !source.read_cached(&object, end - 1, &mut [0])
@@ -257,9 +239,9 @@ impl Session<'_> {
         let send = async {
             let mut writer = self.outbox.writer().await;
             writer.write_all(&piece).await?;
-            let mut offset = range.offset + PIECE as u64;
+            let mut offset = range.offset + CHUNK as u64;
             while offset < end {
-                let len = (end - offset).min(PIECE as u64) as usize;
+                let len = (end - offset).min(CHUNK as u64) as usize;
                 let sent = match source.cached_file(&object, offset + len as u64 - 1) {
                     Some(file) => writer.send_file(&file, offset, len),
                     None => 0,
@@ -296,18 +278,18 @@ impl Session<'_> {
         })
     }
 
-    fn answered(&self, range: Range) {
-        self.server.stats.answered(range.part.object(), range.len);
+    fn answered(&self, range: PartRange) {
+        self.sessions.totals.answered(range.part.object(), range.len);
         self.activity.answered(range.len);
     }
 
     /// Answers a range that was checked from a task of its own.
-    async fn answer_slowly(&mut self, tag: u64, range: Range) {
+    async fn answer_slowly(&mut self, tag: u64, range: PartRange) {
         while self.slow.try_join_next().is_some() {}
         let place = self.places.clone().acquire_owned().await.expect("never closed");
-        let (image, outbox, stats) = (self.image.clone(), self.outbox.clone(), self.server.stats.clone());
+        let (image, outbox, totals) = (self.image.clone(), self.outbox.clone(), self.sessions.totals.clone());
         let activity = self.activity.clone();
-        let (session_memory, server_memory) = (self.memory.clone(), self.server.slow_replies.clone());
+        let (session_memory, server_memory) = (self.reply_memory.clone(), self.sessions.slow_replies.clone());
         // In a task of its own from here on: whatever it waits for, the session goes on reading.
         self.slow.spawn(async move {
             let kib = range.len.div_ceil(1 << 10).max(1);
@@ -319,12 +301,12 @@ impl Session<'_> {
             let reply = reply.unwrap_or_else(|_| Err((ErrorCode::Unavailable, "the server failed".into())));
             let frame = match reply {
                 Ok(frame) => {
-                    stats.answered(range.part.object(), range.len);
+                    totals.answered(range.part.object(), range.len);
                     activity.answered(range.len);
                     frame
                 }
                 Err((code, message)) => {
-                    stats.failed();
+                    totals.failed();
                     activity.state().failures += 1;
                     tracing::warn!("image {}: {message}", image.id);
                     HostMessage::Error { code, message }.encode(tag)
@@ -337,88 +319,22 @@ impl Session<'_> {
     }
 }
 
-/// Appends room for a DATA frame of `len` bytes, its header filled in.
-fn append_data_frame(frames: &mut Vec<u8>, tag: u64, len: u32) {
-    frames.reserve(HEADER + len as usize);
-    frames.extend_from_slice(&Header { len, kind: kind::DATA, tag }.encode());
-    frames.resize(frames.len() + len as usize, 0);
-}
-
-fn outside(offset: u64, len: u32, size: u64) -> Failure {
-    (ErrorCode::Invalid, format!("{len} bytes at {offset} lie outside of {size}"))
-}
-
-fn no_object(position: u32) -> Failure {
-    (ErrorCode::Invalid, format!("the image has no object at position {position}"))
-}
-
-/// What a session has recorded, remembered when it ends.
+/// What a session has recorded, kept when it ends.
 struct Recording<'a> {
-    server: &'a Server,
+    sessions: &'a Sessions,
     activity: Arc<Activity>,
     image: Arc<ServedImage>,
 }
 
 impl Drop for Recording<'_> {
     fn drop(&mut self) {
-        if let Some(memory) = &self.image.memory
-            && let Err(error) = memory.remember(&self.activity, &self.activity.state())
+        if let Some(history) = &self.image.history
+            && let Err(error) = history.record(&self.activity, &self.activity.state())
         {
             // A store may be read-only to us.
             tracing::debug!("what was read of image {} is not remembered: {error:#}", self.image.id);
         }
         self.activity.state().ended = true;
-        self.server.ended();
+        self.sessions.end();
     }
-}
-
-/// Whether the session may read this, and the range lies inside it.
-fn check(image: &ServedImage, range: Range) -> Result<(), Failure> {
-    let object_size = |id: &ObjectId| {
-        let position = image.index.position(id);
-        let entry = position.and_then(|position| image.index.get(position));
-        entry
-            .map(|(_, size)| size)
-            .ok_or_else(|| (ErrorCode::Refused, format!("object {id} is not part of image {}", image.id)))
-    };
-    let size = match range.part {
-        Part::Manifest => image.manifest_size,
-        Part::Index => image.index_bytes.len() as u64,
-        Part::Object(id) => object_size(&id)?,
-        Part::Nodes(id, level) => verity::level_len(id.algorithm(), object_size(&id)?, level),
-    };
-    match range.offset.checked_add(range.len.into()) {
-        Some(end) if end <= size => Ok(()),
-        _ => Err(outside(range.offset, range.len, size)),
-    }
-}
-
-/// The whole reply frame to a range that was checked. May block.
-fn read(image: &ServedImage, tag: u64, range: Range) -> Result<Vec<u8>, Failure> {
-    let object = |id| image.object(&id).ok_or_else(|| (ErrorCode::Refused, format!("object {id} is of no image here")));
-    let unavailable = |error: &dyn std::fmt::Display| (ErrorCode::Unavailable, error.to_string());
-    let mut frame = Vec::new();
-    append_data_frame(&mut frame, tag, range.len);
-    let buffer = &mut frame[HEADER..];
-    let piece = |bytes: &[u8], buffer: &mut [u8]| {
-        let start = range.offset as usize;
-        match bytes.get(start..start + buffer.len()) {
-            Some(piece) => buffer.copy_from_slice(piece),
-            None => return Err((ErrorCode::Unavailable, "the host's metadata changed under it".to_owned())),
-        }
-        Ok(())
-    };
-    match range.part {
-        Part::Manifest => image
-            .read_manifest(range.offset, buffer)
-            .map_err(|error| unavailable(&format_args!("cannot read the manifest of {}: {error}", image.id)))?,
-        Part::Index => piece(&image.index_bytes, buffer)?,
-        Part::Object(id) => {
-            image.source.read(&object(id)?, range.offset, buffer).map_err(|error| unavailable(&error))?;
-        }
-        Part::Nodes(id, level) => {
-            image.read_nodes(&object(id)?, level, range.offset, buffer).map_err(|error| unavailable(&error))?;
-        }
-    }
-    Ok(frame)
 }

@@ -12,9 +12,12 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::super::message::{receive, send};
-use super::super::{Activity, BoxStream, Endpoint, Listener, Server, serve_each};
-use super::stats::{Kind, ServerStats};
+use super::figures::{Kind, ServerStats};
+use crate::serve::listen::{Endpoint, Listener, serve_each};
+use crate::serve::record::Activity;
+use crate::serve::server::Server;
+use crate::serve::wire::ipc::{receive, send};
+use crate::serve::wire::stream::BoxStream;
 use crate::store::Trace;
 
 /// The socket's name.
@@ -122,7 +125,7 @@ impl Reporter {
 
 /// A process that answered.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct ServingProcess {
     /// Its folder.
     pub dir: PathBuf,
     /// Its figures.
@@ -186,13 +189,13 @@ pub fn sweep(parent: &Path) {
 ///
 /// # Errors
 /// If `parent` cannot be read.
-pub async fn seen_in(parent: &Path) -> Result<Vec<Seen>> {
-    let mut asked = JoinSet::new();
+pub async fn ask_all(parent: &Path) -> Result<Vec<ServingProcess>> {
+    let mut questions = JoinSet::new();
     for entry in fs::read_dir(parent).with_context(|| format!("cannot read {}", parent.display()))? {
         let dir = entry?.path();
-        asked.spawn(async move { ask_stats(&dir).await.ok().map(|stats| Seen { dir, stats }) });
+        questions.spawn(async move { ask_stats(&dir).await.ok().map(|stats| ServingProcess { dir, stats }) });
     }
-    let mut seen: Vec<Seen> = asked.join_all().await.into_iter().flatten().collect();
-    seen.sort_by(|a, b| a.stats.name.cmp(&b.stats.name));
-    Ok(seen)
+    let mut processes: Vec<ServingProcess> = questions.join_all().await.into_iter().flatten().collect();
+    processes.sort_by(|a, b| a.stats.name.cmp(&b.stats.name));
+    Ok(processes)
 }

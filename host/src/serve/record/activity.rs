@@ -8,7 +8,8 @@ use lazyroot_proto::frame::EventKind;
 use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::reads::{Counters, Read};
 
-use super::{Event, Touched};
+use super::coverage::Coverage;
+use super::event::Event;
 use crate::store::{Milestone, Trace};
 
 /// Reads that are kept of one session, the first ones: enough for a boot and for a walk through a whole image. About
@@ -33,8 +34,8 @@ pub struct Activity {
 pub struct State {
     /// What was read, oldest first.
     pub reads: Vec<Read>,
-    /// What they touched, those that were not kept included.
-    pub touched: Touched,
+    /// The parts of the image that they touched, by reads that were not kept too.
+    pub coverage: Coverage,
     /// Reads that were told but not kept: there were too many.
     pub more_reads: u64,
     /// What the guest has counted.
@@ -54,7 +55,7 @@ pub struct State {
 }
 
 impl Activity {
-    pub(super) fn new(number: u64, image: ObjectId, index: Arc<ObjectIndex>) -> Self {
+    pub(in crate::serve) fn new(number: u64, image: ObjectId, index: Arc<ObjectIndex>) -> Self {
         Self { number, image, index, since: SystemTime::now(), state: Mutex::default() }
     }
 
@@ -73,7 +74,7 @@ impl Activity {
         self.trace_of(&self.state())
     }
 
-    pub(super) fn trace_of(&self, state: &State) -> Trace {
+    pub(in crate::serve) fn trace_of(&self, state: &State) -> Trace {
         let milestone = |event: &Event| {
             let name = match event.kind {
                 EventKind::Init => "init",
@@ -93,13 +94,13 @@ impl Activity {
         }
     }
 
-    pub(super) fn read(&self, reads: Vec<Read>) {
+    pub(in crate::serve) fn read(&self, reads: Vec<Read>) {
         let mut state = self.state();
         // A guest may name what its image does not have.
         let known = reads.into_iter().filter(|read| self.index.get(read.extent.position).is_some());
         for read in known {
             if read.origin.is_read() {
-                state.touched.add(&read.extent, &self.index);
+                state.coverage.add(&read.extent, &self.index);
             }
             match state.reads.len() < MAX_READS {
                 true => state.reads.push(read),
@@ -108,7 +109,7 @@ impl Activity {
         }
     }
 
-    pub(super) fn answered(&self, bytes: u32) {
+    pub(in crate::serve) fn answered(&self, bytes: u32) {
         let mut state = self.state();
         state.requests += 1;
         state.sent_bytes += u64::from(bytes);

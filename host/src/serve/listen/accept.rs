@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::{BoxStream, Listener};
+use super::listener::Listener;
+use crate::serve::wire::stream::BoxStream;
 
 /// Pause after a failed accept: out of file descriptors, most likely, which passes.
 const PAUSE: Duration = Duration::from_millis(100);

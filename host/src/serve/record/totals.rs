@@ -9,7 +9,7 @@ use lazyroot_proto::reads::Counters;
 
 /// Counters that sessions add to.
 #[derive(Default)]
-pub struct Stats {
+pub struct Totals {
     requests: AtomicU64,
     bytes: AtomicU64,
     failures: AtomicU64,
@@ -31,9 +31,9 @@ pub struct Snapshot {
     pub failures: u64,
 }
 
-impl Stats {
+impl Totals {
     /// `bytes` were sent, of an object or of the image's metadata.
-    pub(super) fn answered(&self, object: Option<ObjectId>, bytes: u32) {
+    pub(in crate::serve) fn answered(&self, object: Option<ObjectId>, bytes: u32) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes.into(), Ordering::Relaxed);
         if let Some(id) = object {
@@ -41,17 +41,17 @@ impl Stats {
         }
     }
 
-    pub(super) fn failed(&self) {
+    pub(in crate::serve) fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A session begins; its number.
-    pub(super) fn began(&self) -> u64 {
+    pub(in crate::serve) fn began(&self) -> u64 {
         self.sessions.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// A guest has counted this since it last told.
-    pub(super) fn counted(&self, news: &Counters) {
+    pub(in crate::serve) fn counted(&self, news: &Counters) {
         self.guests.lock().expect("no panic under the lock").add(news);
     }
 

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use lazyroot_proto::reads::{Counters, Histogram, Origin};
 use serde::{Deserialize, Serialize};
 
-use super::super::{Activity, Server, Touched};
+use super::units::percent;
+use crate::serve::record::{Activity, Coverage};
+use crate::serve::server::Server;
 
 /// Who a server is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,11 +162,6 @@ impl SessionStats {
     }
 }
 
-/// `part` of `whole`, in percent; 0 of nothing.
-pub fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
-}
-
 impl ServerStats {
     /// Those of a server now.
     pub fn of(server: &Server, kind: Kind, name: &str) -> Self {
@@ -172,7 +169,7 @@ impl ServerStats {
         let sessions = match kind {
             // Sessions that are long over are forgotten: what was sent in them is in the server's sums.
             Kind::Vm | Kind::Mount => {
-                let all = server.stats().snapshot();
+                let all = server.totals().snapshot();
                 let sums = |stats| SessionStats {
                     sent_bytes: all.bytes,
                     requests: all.requests,
@@ -198,21 +195,21 @@ fn session(activities: &[Arc<Activity>]) -> Option<SessionStats> {
         image_objects: first.index.entries().len() as u64,
         ..SessionStats::default()
     };
-    let mut touched = Touched::default();
+    let mut coverage = Coverage::default();
     let mut counters = Counters::default();
     for activity in activities {
         let state = activity.state();
         stats.sent_bytes += state.sent_bytes;
         stats.requests += state.requests;
         stats.failures += state.failures;
-        touched.extend(&state.touched);
+        coverage.extend(&state.coverage);
         // A guest counts from its own start; a session that is new has not heard yet.
         if state.counters != Counters::default() {
             counters = state.counters.clone();
         }
     }
     stats.ended = last.state().ended;
-    (stats.touched_bytes, stats.touched_objects) = (touched.bytes(&first.index), touched.objects());
+    (stats.touched_bytes, stats.touched_objects) = (coverage.bytes(&first.index), coverage.objects());
     stats.guest = (&counters).into();
     Some(stats)
 }
