@@ -1,8 +1,21 @@
 //! lazyroot in the guest: the data plane, and the init that mounts an image with it.
 //!
-//! The data plane (`link`, `objects`, `datafs`, `session`, `mount`) runs on any Linux, which is how `lazyroot mount` shows
-//! an image without a VM. The others are for the VM alone: `boot` is PID 1, `daemon` the process behind the
-//! root, `agent` runs programs for the host.
+//! Each folder is a room. A room uses those to its right, never one to its left:
+//!
+//! `init`, `agent` -> `mount` -> `fuse` -> `ahead` -> `content` -> `link` -> `lazyroot_proto`
+//!
+//! | room | what it does |
+//! |---|---|
+//! | `link` | the session with the host: requests, replies, deadlines, reconnects |
+//! | `content` | fetches objects over the link and verifies them |
+//! | `ahead` | decides what to fetch before a program asks, and where it waits |
+//! | `fuse` | answers the kernel's requests |
+//! | `mount` | makes the mounts of an image, and the file system for its changes |
+//! | `agent` | runs programs for the host, in a VM |
+//! | `init` | PID 1 of a VM and the daemon behind its root; uses the agent, too |
+//!
+//! The files beside the rooms use no room. All but `init` and `agent` runs on any Linux: so `lazyroot mount` shows an image
+//! without a VM.
 
 #![deny(clippy::print_stderr)]
 
@@ -16,6 +29,5 @@ pub mod init;
 mod layer_guard;
 pub mod link;
 pub mod mount;
-mod placement;
 mod sys;
 mod threads;

@@ -1,5 +1,5 @@
 //! The system calls that no crate wraps safely; all `unsafe` of the guest is here, but for what is shared with the kernel
-//! in `uring::entry`.
+//! in `fuse::ring::entry`.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, OsString};

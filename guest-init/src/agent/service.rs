@@ -32,8 +32,8 @@ pub fn serve(mut frames: FrameReader, service: Service, root: &OwnedFd, upper: O
             let mut content = HostReader::new(&mut frames);
             let unpacked = unpack(io::BufReader::with_capacity(MAX_DATA, &mut content), &target, 0);
             // An archive ends before the host has sent all of it.
-            let taken = unpacked.and_then(|()| io::copy(&mut content, &mut io::sink()));
-            taken.map(drop).map_err(|error| named(error, &target))
+            let copied = unpacked.and_then(|()| io::copy(&mut content, &mut io::sink()));
+            copied.map(drop).map_err(|error| named(error, &target))
         }
         Service::Get(path) => {
             let source = Path::new(std::ffi::OsStr::from_bytes(&path));
@@ -103,26 +103,26 @@ impl Write for HostWriter<'_> {
 struct HostReader<'a> {
     frames: &'a mut FrameReader,
     data: Vec<u8>,
-    taken: usize,
-    over: bool,
+    offset: usize,
+    at_end: bool,
 }
 
 impl<'a> HostReader<'a> {
     fn new(frames: &'a mut FrameReader) -> Self {
-        Self { frames, data: Vec::new(), taken: 0, over: false }
+        Self { frames, data: Vec::new(), offset: 0, at_end: false }
     }
 }
 
 impl Read for HostReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.data.len() && !self.over {
+        if self.offset == self.data.len() && !self.at_end {
             self.data = next_data(self.frames)?;
-            self.taken = 0;
-            self.over = self.data.is_empty();
+            self.offset = 0;
+            self.at_end = self.data.is_empty();
         }
-        let len = buffer.len().min(self.data.len() - self.taken);
-        buffer[..len].copy_from_slice(&self.data[self.taken..][..len]);
-        self.taken += len;
+        let len = buffer.len().min(self.data.len() - self.offset);
+        buffer[..len].copy_from_slice(&self.data[self.offset..][..len]);
+        self.offset += len;
         Ok(len)
     }
 }

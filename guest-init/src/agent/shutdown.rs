@@ -68,7 +68,7 @@ fn open(root: &OwnedFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
 /// All programs but PID 1 and this one. The kernel's own threads have no executable.
 fn programs(root: &OwnedFd) -> io::Result<Vec<Pid>> {
     let proc = open(root, "proc", OFlags::RDONLY | OFlags::DIRECTORY)?;
-    let mut found = Vec::new();
+    let mut pids = Vec::new();
     for entry in Dir::read_from(&proc)? {
         let entry = entry?;
         let Some(pid) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
@@ -78,8 +78,8 @@ fn programs(root: &OwnedFd) -> io::Result<Vec<Pid>> {
         let program = format!("{}/exe", pid.as_raw_nonzero());
         let ours = pid == Pid::INIT || pid == rustix::process::getpid();
         if !ours && rustix::fs::readlinkat(&proc, program, Vec::new()).is_ok() {
-            found.push(pid);
+            pids.push(pid);
         }
     }
-    Ok(found)
+    Ok(pids)
 }

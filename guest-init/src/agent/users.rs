@@ -42,7 +42,7 @@ pub fn resolve(root: &OwnedFd, spec: &[u8]) -> Result<User> {
 }
 
 fn find(spec: &str, passwd: &str, group: &str) -> Result<User> {
-    let (user, wanted_group) = match spec.split_once(':') {
+    let (user, group_spec) = match spec.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (spec, None),
     };
@@ -57,9 +57,9 @@ fn find(spec: &str, passwd: &str, group: &str) -> Result<User> {
     };
     // name:password:gid:members
     let groups = || group.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|entry| entry.len() >= 4);
-    if let Some(wanted) = wanted_group {
-        let named = groups().find(|entry| entry[0] == wanted).and_then(|entry| entry[2].parse().ok());
-        gid = named.or_else(|| wanted.parse().ok()).with_context(|| format!("the image has no group '{wanted}'"))?;
+    if let Some(spec) = group_spec {
+        let named = groups().find(|entry| entry[0] == spec).and_then(|entry| entry[2].parse().ok());
+        gid = named.or_else(|| spec.parse().ok()).with_context(|| format!("the image has no group '{spec}'"))?;
     }
     let name = entry.map_or("", |entry| entry[0]);
     let member = |entry: &Vec<&str>| !name.is_empty() && entry[3].split(',').any(|member| member == name);

@@ -128,12 +128,12 @@ impl Ahead {
     fn follow_sequence(&self, position: u32) -> Option<Range<u32>> {
         let plan = self.plan_sequence(position);
         let scans = self.scans.get()?;
-        plan.passed.for_each(|position| scans.receive(self.stores.large.begin_run(position)));
+        plan.between.for_each(|position| scans.receive(self.stores.large.begin_run(position)));
         if let Some(batch) = plan.request.filter(|_| plan.scan) {
             scans.fill(batch);
         }
         // A thread that waits for the batch must not be what the batch waits for: only its first object is left out of it.
-        plan.within.filter(|batch| batch.start == position)
+        plan.scan_batch.filter(|batch| batch.start == position)
     }
 
     fn plan_sequence(&self, position: u32) -> SequencePlan {

@@ -18,14 +18,14 @@ pub const FIRST_OBJECT: u64 = 2 + 256;
 pub struct PageCache {
     notifier: OnceLock<Notifier>,
     /// A bit for every object: whether the kernel has its inode, so that pages can be given to it.
-    known: Box<[AtomicU64]>,
+    inodes: Box<[AtomicU64]>,
 }
 
 impl PageCache {
     /// For an image of so many objects. The kernel knows none of them.
     pub fn new(objects: usize) -> Self {
         let words = objects.div_ceil(u64::BITS as usize);
-        Self { notifier: OnceLock::new(), known: std::iter::repeat_with(AtomicU64::default).take(words).collect() }
+        Self { notifier: OnceLock::new(), inodes: std::iter::repeat_with(AtomicU64::default).take(words).collect() }
     }
 
     /// From here on content can be stored through `notifier`.
@@ -68,7 +68,7 @@ impl PageCache {
     }
 
     fn word(&self, position: u32) -> &AtomicU64 {
-        &self.known[(position / u64::BITS) as usize]
+        &self.inodes[(position / u64::BITS) as usize]
     }
 }
 

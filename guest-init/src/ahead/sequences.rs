@@ -75,9 +75,9 @@ pub struct SequencePlan {
     /// Whether what is asked for belongs to a scan.
     pub scan: bool,
     /// The batch of a scan that the missed object lies in.
-    pub within: Option<Range<u32>>,
+    pub scan_batch: Option<Range<u32>>,
     /// What a scan passes between what was asked for before and what is asked for now: too long for a batch, or empty.
-    pub passed: Range<u32>,
+    pub between: Range<u32>,
 }
 
 impl Sequences {
@@ -102,14 +102,14 @@ impl State {
         }
         let (mut sequence, forget) = self.follow(position);
         let in_scan = sequence.window == MAX_WINDOW;
-        let within = sequence.batches.front().map(|batch| &batch.positions);
-        let within = within.filter(|batch| in_scan && batch.contains(&position)).cloned();
+        let scan_batch = sequence.batches.front().map(|batch| &batch.positions);
+        let scan_batch = scan_batch.filter(|batch| in_scan && batch.contains(&position)).cloned();
         let behind = sequence.next;
         let request = sequence.next_batch(index, longest);
         let scan = sequence.window == MAX_WINDOW;
-        let passed = request.as_ref().filter(|_| scan).map_or(0..0, |batch| behind..batch.start);
+        let between = request.as_ref().filter(|_| scan).map_or(0..0, |batch| behind..batch.start);
         self.sequences.push(sequence);
-        SequencePlan { request, forget, scan, within, passed }
+        SequencePlan { request, forget, scan, scan_batch, between }
     }
 
     /// The sequence that a miss at `position` belongs to, taken out, and what was asked for in vain.
@@ -246,10 +246,10 @@ mod tests {
         sizes[225..227].fill(5000);
         let (index, mut state) = (index(&sizes), State::default());
         for position in 100..129 {
-            assert_eq!(state.record_miss(&index, position, 1000).passed, 0..0, "no scan yet");
+            assert_eq!(state.record_miss(&index, position, 1000).between, 0..0, "no scan yet");
         }
-        assert_eq!(state.record_miss(&index, 129, 1000).passed, 161..161, "none");
-        assert_eq!(state.record_miss(&index, 170, 1000).passed, 225..227);
+        assert_eq!(state.record_miss(&index, 129, 1000).between, 161..161, "none");
+        assert_eq!(state.record_miss(&index, 170, 1000).between, 225..227);
     }
 
     #[test]

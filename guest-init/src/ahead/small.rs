@@ -15,7 +15,7 @@ use crate::link::ObjectRange;
 use crate::link::recorder::Stopwatch;
 
 /// Objects that were opened and may still be read: more than the programs that open files at the same time.
-const MAX_OPENED: usize = 64;
+const MAX_OPEN_REQUESTS: usize = 64;
 
 /// See the module.
 pub struct SmallAhead {
@@ -23,7 +23,7 @@ pub struct SmallAhead {
     /// Memory that the boot profile's objects take.
     budget: Arc<Budget>,
     /// Objects that were asked for when a program opened them, oldest first.
-    opened: Mutex<VecDeque<u32>>,
+    open_requests: Mutex<VecDeque<u32>>,
     /// Objects that programs find in the memory layer, without a request.
     in_memory_layer: Mutex<HashSet<u32>>,
 }
@@ -31,7 +31,7 @@ pub struct SmallAhead {
 impl SmallAhead {
     /// Nothing is asked for yet.
     pub fn new(content: Arc<Content>, budget: Arc<Budget>) -> Self {
-        Self { content, budget, opened: Mutex::default(), in_memory_layer: Mutex::default() }
+        Self { content, budget, open_requests: Mutex::default(), in_memory_layer: Mutex::default() }
     }
 
     /// Asks for those of these small objects that are not here or on their way, on behalf of `origin`.
@@ -55,10 +55,10 @@ impl SmallAhead {
             return;
         }
         self.request([position].into_iter(), Origin::Host);
-        let mut opened = self.opened.lock().expect("no panic under the lock");
-        opened.push_back(position);
-        let oldest = if opened.len() > MAX_OPENED { opened.pop_front() } else { None };
-        drop(opened);
+        let mut requests = self.open_requests.lock().expect("no panic under the lock");
+        requests.push_back(position);
+        let oldest = if requests.len() > MAX_OPEN_REQUESTS { requests.pop_front() } else { None };
+        drop(requests);
         // Opened and not read: nobody waits for it.
         if let Some(position) = oldest {
             self.forget(position..position + 1);

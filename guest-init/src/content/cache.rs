@@ -168,16 +168,16 @@ pub struct Fetch<'a, K: Copy + Eq + Hash> {
 
 impl<K: Copy + Eq + Hash> Fetch<'_, K> {
     /// Hands the outcome to every caller that waits for it.
-    pub fn finish(self, fetched: ReadResult) -> ReadResult {
-        self.settle(Some(fetched.clone()));
-        fetched
+    pub fn finish(self, result: ReadResult) -> ReadResult {
+        self.settle(Some(result.clone()));
+        result
     }
 
-    fn settle(&self, fetched: Option<ReadResult>) {
-        let bytes = fetched.as_ref().and_then(|fetched| fetched.as_ref().ok()).map(|data| data.len());
+    fn settle(&self, result: Option<ReadResult>) {
+        let bytes = result.as_ref().and_then(|result| result.as_ref().ok()).map(|data| data.len());
         // Before the others see the outcome: one that asks again after a failure finds an empty slot.
         self.cache.settle(self.key, &self.outcome, bytes);
-        let _ = self.outcome.set(fetched);
+        let _ = self.outcome.set(result);
     }
 }
 

@@ -17,8 +17,8 @@ use crate::content::Content;
 use crate::content::error::ReadResult;
 use crate::content::image_file::{ImageBytes, ImageFile, Place};
 use crate::content::object::{Object, ObjectPart, SMALL};
+use crate::fuse::placement::{self, LONG_WORK};
 use crate::link::recorder::Stopwatch;
-use crate::placement::{self, LONG_WORK};
 
 /// The name of the image file ([`crate::content::image_file`]), in the root.
 pub const IMAGE: &str = "image";

@@ -75,10 +75,10 @@ fn boot() -> Result<std::convert::Infallible> {
         // While the data plane waits for the host. All of it moves to the image's root with what it is in.
         prepare_for_commands();
     }
-    let mut ready = String::new();
+    let mut line = String::new();
     let output = daemon.stdout.take().expect("standard output is a pipe");
-    BufReader::new(output).read_line(&mut ready)?;
-    if ready.trim_end() != DAEMON_READY {
+    BufReader::new(output).read_line(&mut line)?;
+    if line.trim_end() != DAEMON_READY {
         bail!("the image's root could not be mounted");
     }
     switch_root()?;

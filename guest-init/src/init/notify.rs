@@ -51,15 +51,15 @@ impl Notify {
     /// Tells the host once the system is up, by what the init says or, if it is one that says nothing, when it runs.
     pub fn watch(self, link: Arc<Link>, root: OwnedFd) {
         threads::start_or_panic("notify", move || {
-            let ready = || link.send_event(EventKind::Ready, monotonic_now(), "");
+            let report_ready = || link.send_event(EventKind::Ready, monotonic_now(), "");
             if !is_systemd(&root) {
-                ready();
+                report_ready();
                 return;
             }
             let mut buffer = [0; LONGEST];
             while let Ok(len) = self.0.recv(&mut buffer) {
                 if buffer[..len].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
-                    ready();
+                    report_ready();
                 }
             }
         });

@@ -23,7 +23,7 @@ pub struct Ticket {
 #[derive(Default)]
 pub struct Calls {
     last_tag: u64,
-    waiting: HashMap<u64, Call>,
+    pending: HashMap<u64, Call>,
 }
 
 struct Call {
@@ -39,7 +39,7 @@ impl Calls {
     pub fn add(&mut self, request: &Request) -> (u64, Vec<u8>) {
         self.last_tag += 1;
         let frame = request.encode(self.last_tag);
-        self.waiting.insert(self.last_tag, Call { frame: frame.clone(), caller: None, reply: None });
+        self.pending.insert(self.last_tag, Call { frame: frame.clone(), caller: None, reply: None });
         (self.last_tag, frame)
     }
 
@@ -50,7 +50,7 @@ impl Calls {
             self.last_tag += 1;
             // On a new connection each is asked for on its own: some may have been answered.
             let frame = request.encode(self.last_tag);
-            self.waiting.insert(self.last_tag, Call { frame, caller: None, reply: None });
+            self.pending.insert(self.last_tag, Call { frame, caller: None, reply: None });
         }
         first_tag
     }
@@ -58,7 +58,7 @@ impl Calls {
     /// Takes the reply to a request away, if it has arrived, and the request with it. Else the calling thread becomes its
     /// caller.
     pub fn redeem(&mut self, tag: u64) -> Option<Reply> {
-        match self.waiting.entry(tag) {
+        match self.pending.entry(tag) {
             Entry::Occupied(call) if call.get().reply.is_some() => call.remove().reply,
             Entry::Occupied(mut call) => {
                 call.get_mut().caller = Some(thread::current());
@@ -70,18 +70,18 @@ impl Calls {
 
     /// Takes the reply to a request away, if it has arrived.
     pub fn take_reply(&mut self, tag: u64) -> Option<Reply> {
-        self.waiting.get_mut(&tag)?.reply.take()
+        self.pending.get_mut(&tag)?.reply.take()
     }
 
     /// Whether the reply to a request has arrived.
     pub fn has_reply(&self, tag: u64) -> bool {
-        self.waiting.get(&tag).is_some_and(|call| call.reply.is_some())
+        self.pending.get(&tag).is_some_and(|call| call.reply.is_some())
     }
 
     /// Files a reply and wakes its caller. Without such a call nothing happens: its deadline has passed, or it was answered
     /// on the connection before.
     pub fn resolve(&mut self, tag: u64, reply: Reply) {
-        if let Some(call) = self.waiting.get_mut(&tag) {
+        if let Some(call) = self.pending.get_mut(&tag) {
             call.reply = Some(reply);
             if let Some(caller) = &call.caller {
                 caller.unpark();
@@ -91,16 +91,16 @@ impl Calls {
 
     /// Forgets a request.
     pub fn remove(&mut self, tag: u64) {
-        self.waiting.remove(&tag);
+        self.pending.remove(&tag);
     }
 
     /// A thread that waits for a reply which has not arrived.
     pub fn any_caller(&self) -> Option<Thread> {
-        self.waiting.values().find_map(|call| call.caller.clone().filter(|_| call.reply.is_none()))
+        self.pending.values().find_map(|call| call.caller.clone().filter(|_| call.reply.is_none()))
     }
 
     /// The frames of all requests that have no reply.
     pub fn unanswered_frames(&self) -> impl Iterator<Item = &[u8]> {
-        self.waiting.values().filter(|call| call.reply.is_none()).map(|call| &*call.frame)
+        self.pending.values().filter(|call| call.reply.is_none()).map(|call| &*call.frame)
     }
 }

@@ -146,7 +146,7 @@ impl Link {
             None => self.await_reply(ticket.tag)?,
         };
         if data.len() != ticket.len as usize {
-            return Err(LinkError::Length { wanted: ticket.len.into(), got: data.len() as u64 });
+            return Err(LinkError::Length { requested_len: ticket.len.into(), reply_len: data.len() as u64 });
         }
         Ok(data)
     }

@@ -22,11 +22,11 @@ pub enum LinkError {
     #[error("the host broke the protocol: {0}")]
     Protocol(#[from] FrameError),
     /// The host's reply was not as long as what was asked for.
-    #[error("the host sent {got} bytes where {wanted} were asked for")]
+    #[error("the host sent {reply_len} bytes where {requested_len} were asked for")]
     Length {
         /// Bytes asked for.
-        wanted: u64,
+        requested_len: u64,
         /// Bytes received.
-        got: u64,
+        reply_len: u64,
     },
 }

@@ -171,7 +171,7 @@ fn a_request_gives_up_at_its_deadline_and_a_short_reply_is_an_error() {
         let _ = reader.read_frame();
     });
     let link = Link::connect(address, id(0), Duration::from_millis(300)).unwrap();
-    assert!(matches!(link.read(id(1), 0, 4), Err(LinkError::Length { wanted: 4, got: 3 })));
+    assert!(matches!(link.read(id(1), 0, 4), Err(LinkError::Length { requested_len: 4, reply_len: 3 })));
     assert!(matches!(link.read(id(1), 0, 4), Err(LinkError::Deadline(_))));
     drop(link);
     host.join().unwrap();

@@ -152,9 +152,9 @@ impl Entry {
     fn answer(&mut self, reply: &impl Reply) -> u64 {
         let (header, payload) = self.memory.split_at_mut(PAYLOAD);
         let (head, commit_id) = (abi::head(header), u64_at(header, COMMIT_ID));
-        let given = u32_at(header, PAYLOAD_LEN) as usize;
+        let arguments_len = u32_at(header, PAYLOAD_LEN) as usize;
         // Who waits for a reply cannot be killed.
-        let reply = catch_unwind(AssertUnwindSafe(|| reply(&head, &header[ARGUMENT], payload, given)));
+        let reply = catch_unwind(AssertUnwindSafe(|| reply(&head, &header[ARGUMENT], payload, arguments_len)));
         let reply = reply.unwrap_or(Err(Errno::EIO)).map_err(i32::from);
         abi::out_header(header, head.unique, reply);
         header[PAYLOAD_LEN..][..4].copy_from_slice(&(reply.unwrap_or(0) as u32).to_ne_bytes());

@@ -18,7 +18,8 @@ use rustix::thread::sched_getaffinity;
 
 use crate::fuse::abi::{self, Head, Listing, opcode};
 use crate::fuse::data_layer::DataLayer;
-use crate::{placement, threads};
+use crate::fuse::placement;
+use crate::threads;
 use entry::Entry;
 
 /// Threads of a processor. Two at least, so that who waits for the host holds up nobody who needs not; with four, two
@@ -35,7 +36,7 @@ const MOST_POSSIBLE: usize = 512;
 ///
 /// They come first: once kernel and server have agreed about io_uring, the kernel waits for every queue.
 pub struct Rings {
-    start: Vec<mpsc::Sender<()>>,
+    starters: Vec<mpsc::Sender<()>>,
 }
 
 impl Rings {
@@ -49,8 +50,8 @@ impl Rings {
         if usable_count > MOST_USABLE || possible > MOST_POSSIBLE {
             return Err(io::Error::other(format!("there are {usable_count} processors, and may be {possible}")));
         }
-        let (opened, all_opened) = mpsc::channel();
-        let mut start = Vec::new();
+        let (report, reports) = mpsc::channel();
+        let mut starters = Vec::new();
         for processor in 0..possible {
             // On a processor that is not there, or not for us, asks nobody but who is allowed there and not here.
             let threads = if usable.is_set(processor) {
@@ -59,33 +60,33 @@ impl Rings {
                 1
             };
             for _ in 0..threads {
-                let (device, layer, opened) = (device.clone(), layer.clone(), opened.clone());
-                let (starter, started) = mpsc::channel();
+                let (device, layer, report) = (device.clone(), layer.clone(), report.clone());
+                let (starter, start) = mpsc::channel();
                 let serve = move || {
                     placement::settle(processor);
                     let entry = Entry::open(device, processor as u16);
                     // Who wants to know waits for it.
-                    let _ = opened.send(entry.as_ref().map(drop).map_err(|error| io::Error::other(error.to_string())));
-                    drop(opened);
-                    if let (Ok(entry), Ok(())) = (entry, started.recv()) {
-                        entry.serve(|head: &Head, argument: &[u8], payload: &mut [u8], given| {
-                            reply(&layer, head, argument, payload, given)
+                    let _ = report.send(entry.as_ref().map(drop).map_err(|error| io::Error::other(error.to_string())));
+                    drop(report);
+                    if let (Ok(entry), Ok(())) = (entry, start.recv()) {
+                        entry.serve(|head: &Head, argument: &[u8], payload: &mut [u8], arguments_len| {
+                            reply(&layer, head, argument, payload, arguments_len)
                         });
                     }
                 };
                 threads::start(&format!("fuse-{processor}"), serve)?;
-                start.push(starter);
+                starters.push(starter);
             }
         }
-        drop(opened);
-        all_opened.iter().collect::<io::Result<()>>()?;
-        Ok(Self { start })
+        drop(report);
+        reports.iter().collect::<io::Result<()>>()?;
+        Ok(Self { starters })
     }
 
     /// Answers from here on, kernel and server having agreed, until the file system is unmounted.
     pub fn start(&self) {
         // Every thread has its ring and waits.
-        for starter in &self.start {
+        for starter in &self.starters {
             let _ = starter.send(());
         }
     }
@@ -99,13 +100,19 @@ fn processors() -> io::Result<usize> {
     last.map(|last| last + 1).ok_or_else(|| io::Error::other(format!("'{possible}' is no list of processors")))
 }
 
-/// Answers one request: `argument` is its first, the others are the first `given` bytes of `payload`, where the reply goes.
+/// Answers one request: `argument` is its first, the others are the first `arguments_len` bytes of `payload`, where the reply goes.
 /// Returns the reply's length in bytes.
-fn reply(layer: &DataLayer, head: &Head, argument: &[u8], payload: &mut [u8], given: usize) -> Result<usize, Errno> {
+fn reply(
+    layer: &DataLayer,
+    head: &Head,
+    argument: &[u8],
+    payload: &mut [u8],
+    arguments_len: usize,
+) -> Result<usize, Errno> {
     match head.opcode {
         opcode::LOOKUP => {
             placement::return_home();
-            let name = payload[..given].split(|byte| *byte == 0).next().unwrap_or_default();
+            let name = payload[..arguments_len].split(|byte| *byte == 0).next().unwrap_or_default();
             let attr = layer.lookup(head.node, name)?;
             Ok(abi::entry_out(payload, &attr))
         }
