@@ -10,7 +10,7 @@ use lazyroot_proto::index::ObjectIndex;
 use lazyroot_proto::{ObjectId, Verified};
 
 use super::boot_history::BootHistory;
-use crate::store::objects::lru::Recent;
+use crate::store::objects::lru::WeightedLru;
 use crate::store::{Image, ImageConfig, Object, ObjectError, ObjectSource, Pin, copy_nodes};
 /// Memory for levels above leaves, in bytes: those of objects of 64 GiB under SHA-256.
 const BRANCHES_MEMORY: usize = 4 << 20;
@@ -35,7 +35,7 @@ pub struct ServedImage {
     /// Where what guests read is remembered, if it is.
     pub history: Option<BootHistory>,
     /// The level above the leaves, of large objects that were read last.
-    branches: Mutex<Recent<Verified>>,
+    branches: Mutex<WeightedLru<Verified>>,
     /// Objects that turned out unreadable in the middle of a reply.
     broken: Mutex<HashSet<ObjectId>>,
     _pin: Option<Pin>,
@@ -60,7 +60,7 @@ impl ServedImage {
             manifest_size,
             index_bytes,
             history: None,
-            branches: Mutex::new(Recent::new(BRANCHES_MEMORY)),
+            branches: Mutex::new(WeightedLru::new(BRANCHES_MEMORY)),
             broken: Mutex::default(),
             _pin: None,
         })

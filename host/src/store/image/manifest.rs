@@ -5,6 +5,9 @@ use std::ops::{Bound, RangeBounds};
 use erofs_rs::backend::Image as Backend;
 use lazyroot_proto::Verified;
 
+/// What is said of a manifest before what `erofs-rs` says.
+pub(super) const DAMAGED: &str = "the manifest is damaged";
+
 /// A manifest in memory. Not mapped: a file that shrinks under a mapping kills the process.
 pub(in crate::store) struct Manifest(pub(super) Verified);
 

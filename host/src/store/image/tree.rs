@@ -16,7 +16,8 @@ use lazyroot_proto::{Algorithm, ObjectId, Unverified, Verified};
 use rustix::fs::FileType;
 
 use super::listing::{Folder, Listing, Name};
-use super::manifest::Manifest;
+use super::manifest::{DAMAGED, Manifest};
+use super::overlay::{REDIRECT, is_whiteout, parse_redirect};
 use super::walk::{TreeEntry, Walk};
 use crate::store::objects::checked_copy;
 use crate::store::objects::source::{Object, ObjectSource};
@@ -27,12 +28,6 @@ const MAX_LINKS: usize = 40;
 
 /// The largest file that is read whole, in bytes: kernels and initramfs images are far below.
 const MAX_FILE: u64 = 1 << 30;
-
-/// What is said of a manifest before what `erofs-rs` says.
-pub(in crate::store) const DAMAGED: &str = "the manifest is damaged";
-
-/// The xattr that names a file's object, relative to the data layer's root: `/ab/cdef...`.
-const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 
 /// An image's file tree.
 pub struct Tree {
@@ -419,20 +414,6 @@ impl Tree {
     }
 }
 
-/// Reads `/ab/cdef...`; composefs also writes it without the leading slash.
-fn parse_redirect(redirect: &[u8]) -> Option<ObjectId> {
-    let path = redirect.strip_prefix(b"/").unwrap_or(redirect);
-    let (dir, name) = path.split_at_checked(2)?;
-    let dir = u8::from_str_radix(std::str::from_utf8(dir).ok()?, 16).ok()?;
-    ObjectId::from_object_path(dir, name.strip_prefix(b"/")?)
-}
-
-/// The overlay's own entries: a 0/0 device hides a name. composefs puts 256 of them into the root (`00`..`ff`)
-/// so that the data layer's folders are not seen through.
-pub(in crate::store) fn is_whiteout(inode: &Inode) -> bool {
-    inode.file_type() == FileType::CharacterDevice && inode.device() == Some((0, 0))
-}
-
 /// The names of a path, last first.
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
     path.split(|&byte| byte == b'/').rev().filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
@@ -463,17 +444,6 @@ mod tests {
     use lazyroot_proto::verity;
 
     use super::*;
-
-    #[test]
-    fn redirects_are_parsed_strictly() {
-        let id = verity::digest(Algorithm::Sha256, b"x");
-        let path = id.object_path();
-        assert_eq!(parse_redirect(format!("/{path}").as_bytes()), Some(id));
-        assert_eq!(parse_redirect(path.as_bytes()), Some(id));
-        for bad in ["", "/", "/a", "/ab", "/ab/", "//ab/cd", "/ab/cd", &format!("/{path}0"), &format!("/+{path}")] {
-            assert_eq!(parse_redirect(bad.as_bytes()), None, "{bad}");
-        }
-    }
 
     #[test]
     fn what_is_no_erofs_image_is_refused() {

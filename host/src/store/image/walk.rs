@@ -17,8 +17,8 @@ use erofs_rs::types::Inode;
 use erofs_rs::{EroFS, WalkDir};
 use rustix::fs::FileType;
 
-use super::manifest::Manifest;
-use super::tree::{DAMAGED, is_whiteout};
+use super::manifest::{DAMAGED, Manifest};
+use super::overlay::is_whiteout;
 use crate::text::printable_name;
 
 /// The longest path in bytes: `PATH_MAX` less the final NUL.

@@ -19,7 +19,7 @@ use lazyroot_proto::verity::LeafHasher;
 use lazyroot_proto::{ObjectId, Unverified, Verified};
 use rustix::fs::{Mode, OFlags};
 
-use super::lru::Recent;
+use super::lru::WeightedLru;
 use super::nowait;
 use super::source::{Object, ObjectError, ObjectSource, copy_nodes};
 use crate::store::files::Files;
@@ -51,10 +51,10 @@ const LEAF_LOCKS: usize = 64;
 pub struct LocalObjects {
     objects: OwnedFd,
     files: Files,
-    open: Mutex<Recent<Arc<File>>>,
-    leaves: Mutex<Recent<Verified>>,
+    open: Mutex<WeightedLru<Arc<File>>>,
+    leaves: Mutex<WeightedLru<Verified>>,
     /// Files of leaves that are too many for memory, verified when they were opened.
-    leaves_files: Mutex<Recent<Arc<File>>>,
+    leaves_files: Mutex<WeightedLru<Arc<File>>>,
     computing: Vec<Mutex<()>>,
 }
 
@@ -71,9 +71,9 @@ impl LocalObjects {
         Ok(Self {
             objects,
             files: Files::new(path),
-            open: Mutex::new(Recent::new(OPEN_FILES)),
-            leaves: Mutex::new(Recent::new(LEAVES_MEMORY)),
-            leaves_files: Mutex::new(Recent::new(LEAVES_FILES)),
+            open: Mutex::new(WeightedLru::new(OPEN_FILES)),
+            leaves: Mutex::new(WeightedLru::new(LEAVES_MEMORY)),
+            leaves_files: Mutex::new(WeightedLru::new(LEAVES_FILES)),
             computing: std::iter::repeat_with(Mutex::default).take(LEAF_LOCKS).collect(),
         })
     }

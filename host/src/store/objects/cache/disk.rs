@@ -6,7 +6,7 @@
 //! ab/cdef....N      its piece number N, of 64 KiB
 //! tmp/              entries being written
 //! locks/NNN         held by the process that fetches an entry
-//! tally             how often it had what was wanted (tally.rs)
+//! tally             how often it had what was wanted (hit_counts.rs)
 //! usage             as many bytes long as the cache has MiB
 //! evict             held by the process that makes room
 //! ```
@@ -34,7 +34,7 @@ use lazyroot_proto::verified::Mismatch;
 use lazyroot_proto::{Unverified, Verified};
 use rustix::fs::FlockOperation;
 
-use super::{Key, Part};
+use super::key::{Key, Part};
 use crate::store::objects::nowait;
 
 /// An entry's time of use is written down this often at most: a write to its inode costs more than a read of it.
@@ -91,7 +91,7 @@ struct Shared {
 }
 
 /// Locks held against other processes.
-pub(super) struct Locked {
+pub(super) struct FetchLocks {
     _files: Vec<File>,
 }
 
@@ -191,7 +191,7 @@ impl Disk {
     }
 
     /// Keeps other processes from fetching these entries, unless they take too long over it themselves.
-    pub(super) fn lock(&self, keys: impl IntoIterator<Item = Key>) -> Locked {
+    pub(super) fn lock(&self, keys: impl IntoIterator<Item = Key>) -> FetchLocks {
         let mut numbers: Vec<u64> = keys.into_iter().map(|key| key.lock_number(LOCKS)).collect();
         // In order, so that two processes never wait for each other.
         numbers.sort_unstable();
@@ -208,7 +208,7 @@ impl Disk {
             }
             Some(file)
         };
-        Locked { _files: numbers.into_iter().filter_map(lock).collect() }
+        FetchLocks { _files: numbers.into_iter().filter_map(lock).collect() }
     }
 
     /// Removes what was used longest ago, from a thread of its own, unless some process does already.

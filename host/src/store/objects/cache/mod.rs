@@ -5,31 +5,31 @@
 //! file of the cache holds is [`Unverified`] until this process has checked it. A range of a file that was checked is
 //! read again without a check, as bytes of the local repository are: those are plain bytes.
 //!
-//! Whatever is wanted is fetched once however many want it: within a process they share the flight, and processes hold a
+//! Whatever is wanted is fetched once however many want it: within a process they share the fetch, and processes hold a
 //! lock while they fetch.
 
 mod disk;
-mod flights;
+mod hit_counts;
+mod key;
+mod single_flight;
 mod size;
-mod tally;
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use lazyroot_proto::verified::Mismatch;
-use lazyroot_proto::{ObjectId, Unverified, Verified};
+use lazyroot_proto::{Unverified, Verified};
 
-use super::lru::Recent;
+use super::lru::WeightedLru;
 use super::source::{Object, ObjectError, ObjectSource};
 use super::upstream::Upstreams;
 use disk::Disk;
-use flights::{Claim, Flights, Joined};
+pub use hit_counts::CacheUse;
+use hit_counts::HitCounter;
+use key::{Key, Part};
+use single_flight::{Caller, Leader, SingleFlight};
 pub use size::CacheSize;
-pub use tally::CacheUse;
-use tally::Tally;
 
 /// Objects up to this size in bytes are fetched whole: guests do the same, and one request is less than two.
 const WHOLE_MAX: u64 = 256 << 10;
@@ -44,36 +44,13 @@ const RUN: usize = 64;
 /// Memory for leaves in bytes: those of 2 GiB of objects under SHA-256.
 const LEAVES_MEMORY: usize = 16 << 20;
 
-/// One thing in the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    id: ObjectId,
-    part: Part,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Part {
-    Whole,
-    Leaves,
-    Piece(u32),
-}
-
-impl Key {
-    /// Which of `locks` locks is this one's, the same in every process.
-    fn lock_number(&self, locks: u64) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
-        hasher.finish() % locks
-    }
-}
-
 /// Upstreams and what was fetched from them.
 pub struct CachedUpstreams {
     upstreams: Upstreams,
     disk: Option<Disk>,
-    tally: Option<Tally>,
-    flights: Flights,
-    leaves: Mutex<Recent<Verified>>,
+    hit_counter: Option<HitCounter>,
+    fetches: SingleFlight,
+    leaves: Mutex<WeightedLru<Verified>>,
 }
 
 impl CachedUpstreams {
@@ -83,9 +60,9 @@ impl CachedUpstreams {
     /// If the folder cannot be made or used.
     pub fn open(upstreams: Upstreams, dir: &Path, limit: u64) -> Result<Self> {
         let disk = if limit == 0 { None } else { Some(Disk::open(dir, limit)?) };
-        let tally = disk.as_ref().map(|_| Tally::new(dir));
-        let leaves = Mutex::new(Recent::new(LEAVES_MEMORY));
-        Ok(Self { upstreams, disk, tally, flights: Flights::default(), leaves })
+        let hit_counter = disk.as_ref().map(|_| HitCounter::new(dir));
+        let leaves = Mutex::new(WeightedLru::new(LEAVES_MEMORY));
+        Ok(Self { upstreams, disk, hit_counter, fetches: SingleFlight::default(), leaves })
     }
 
     /// What the cache in `dir` holds in bytes, to within a MiB for each process that uses it, and how often it had what
@@ -100,11 +77,11 @@ impl CachedUpstreams {
     }
 
     fn hit(&self, bytes: usize) {
-        self.tally.iter().for_each(|tally| tally.hit(bytes));
+        self.hit_counter.iter().for_each(|counter| counter.hit(bytes));
     }
 
     fn miss(&self, bytes: usize) {
-        self.tally.iter().for_each(|tally| tally.miss(bytes));
+        self.hit_counter.iter().for_each(|counter| counter.miss(bytes));
     }
 
     /// Something that is one entry: from the disk, checked, else from an upstream.
@@ -114,11 +91,11 @@ impl CachedUpstreams {
         verify: impl Fn(Unverified) -> Result<Verified, Mismatch>,
         fetch: impl FnOnce() -> Result<Verified, ObjectError>,
     ) -> Result<Verified, ObjectError> {
-        let claim = match self.flights.join(key) {
-            Joined::Passenger(flight) => {
-                return flight.wait().map_err(|why| ObjectError::Unavailable { id: key.id, why });
+        let leader = match self.fetches.join(key) {
+            Caller::Follower(fetch) => {
+                return fetch.wait().map_err(|why| ObjectError::Unavailable { id: key.id, why });
             }
-            Joined::Pilot(claim) => claim,
+            Caller::Leader(leader) => leader,
         };
         let load = |disk: &Disk| disk.load(key, &verify);
         let mut data = self.disk.as_ref().and_then(load);
@@ -131,13 +108,13 @@ impl CachedUpstreams {
             data = self.disk.as_ref().and_then(load);
         }
         if let Some(data) = data {
-            claim.land(Ok(data.clone()));
+            leader.finish(Ok(data.clone()));
             self.hit(data.len());
             return Ok(data);
         }
         let fetched = fetch();
         self.miss(fetched.as_ref().map_or(0, |data| data.len()));
-        claim.land(fetched.as_ref().map(Verified::clone).map_err(ObjectError::to_string));
+        leader.finish(fetched.as_ref().map(Verified::clone).map_err(ObjectError::to_string));
         if let (Some(disk), Ok(data)) = (&self.disk, &fetched) {
             disk.store(key, data);
         }
@@ -153,27 +130,27 @@ impl CachedUpstreams {
     fn read_pieces(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<(), ObjectError> {
         let leaves = self.leaves(object)?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for wanted in pieces(object, offset, buf) {
-            if self.disk.as_ref().is_some_and(|disk| disk.read(wanted.key, wanted.skip, wanted.buf)) {
-                self.hit(wanted.buf.len());
+        for part in pieces(object, offset, buf) {
+            if self.disk.as_ref().is_some_and(|disk| disk.read(part.key, part.skip, part.buf)) {
+                self.hit(part.buf.len());
                 continue;
             }
-            match self.flights.join(wanted.key) {
-                Joined::Passenger(flight) => theirs.push((wanted, flight)),
-                Joined::Pilot(claim) => ours.push((wanted, claim)),
+            match self.fetches.join(part.key) {
+                Caller::Follower(fetch) => theirs.push((part, fetch)),
+                Caller::Leader(leader) => ours.push((part, leader)),
             }
         }
-        // Ours first: if all waited for each other's flights before they took off, none would.
+        // Ours first: if all waited for each other's fetches before they started, none would.
         while !ours.is_empty() {
-            let follows = |pair: &[(Wanted<'_>, Claim<'_>)]| pair[1].0.number == pair[0].0.number + 1;
+            let follows = |pair: &[(PieceRead<'_>, Leader<'_>)]| pair[1].0.number == pair[0].0.number + 1;
             let together = 1 + ours.windows(2).take(RUN - 1).take_while(|pair| follows(pair)).count();
             let later = ours.split_off(together);
             self.fetch_run(object, &leaves, ours)?;
             ours = later;
         }
-        for (mut wanted, flight) in theirs {
-            let piece = flight.wait().map_err(|why| ObjectError::Unavailable { id: object.id, why })?;
-            wanted.fill(&piece);
+        for (mut part, fetch) in theirs {
+            let piece = fetch.wait().map_err(|why| ObjectError::Unavailable { id: object.id, why })?;
+            part.fill(&piece);
         }
         Ok(())
     }
@@ -183,25 +160,25 @@ impl CachedUpstreams {
         &self,
         object: &Object,
         leaves: &Verified,
-        run: Vec<(Wanted<'_>, Claim<'_>)>,
+        run: Vec<(PieceRead<'_>, Leader<'_>)>,
     ) -> Result<(), ObjectError> {
-        let _locked = self.disk.as_ref().map(|disk| disk.lock(run.iter().map(|(wanted, _)| wanted.key)));
-        let mut gap: Vec<(Wanted<'_>, Claim<'_>)> = Vec::new();
-        for (mut wanted, claim) in run {
-            let verify = |data: Unverified| match data.len() == wanted.len {
-                true => data.verify_range(object.id.algorithm(), wanted.start(), leaves),
+        let _locked = self.disk.as_ref().map(|disk| disk.lock(run.iter().map(|(part, _)| part.key)));
+        let mut gap: Vec<(PieceRead<'_>, Leader<'_>)> = Vec::new();
+        for (mut part, leader) in run {
+            let verify = |data: Unverified| match data.len() == part.len {
+                true => data.verify_range(object.id.algorithm(), part.start(), leaves),
                 false => Err(Mismatch { found: None }),
             };
-            if let Some(piece) = self.disk.as_ref().and_then(|disk| disk.load(wanted.key, verify)) {
-                wanted.fill(&piece);
-                self.hit(wanted.buf.len());
-                claim.land(Ok(piece));
+            if let Some(piece) = self.disk.as_ref().and_then(|disk| disk.load(part.key, verify)) {
+                part.fill(&piece);
+                self.hit(part.buf.len());
+                leader.finish(Ok(piece));
                 continue;
             }
-            if gap.last().is_some_and(|(last, _)| last.number + 1 != wanted.number) {
+            if gap.last().is_some_and(|(last, _)| last.number + 1 != part.number) {
                 self.fetch_gap(object, leaves, std::mem::take(&mut gap))?;
             }
-            gap.push((wanted, claim));
+            gap.push((part, leader));
         }
         self.fetch_gap(object, leaves, gap)
     }
@@ -211,23 +188,23 @@ impl CachedUpstreams {
         &self,
         object: &Object,
         leaves: &Verified,
-        gap: Vec<(Wanted<'_>, Claim<'_>)>,
+        gap: Vec<(PieceRead<'_>, Leader<'_>)>,
     ) -> Result<(), ObjectError> {
         let Some((first, _)) = gap.first() else { return Ok(()) };
-        let len = gap.iter().map(|(wanted, _)| wanted.len).sum();
+        let len = gap.iter().map(|(part, _)| part.len).sum();
         let fetched = self.upstreams.range(object, leaves, first.start(), len);
         let mut rest = fetched.as_ref().map_or_else(|_| Verified::empty(), Verified::clone);
-        for (mut wanted, claim) in gap {
-            if rest.len() < wanted.len {
-                claim.land(Err(fetched.as_ref().map(|_| String::new()).unwrap_or_else(ObjectError::to_string)));
+        for (mut part, leader) in gap {
+            if rest.len() < part.len {
+                leader.finish(Err(fetched.as_ref().map(|_| String::new()).unwrap_or_else(ObjectError::to_string)));
                 continue;
             }
-            let piece = rest.split_to(wanted.len);
-            wanted.fill(&piece);
+            let piece = rest.split_to(part.len);
+            part.fill(&piece);
             self.miss(piece.len());
-            claim.land(Ok(piece.clone()));
+            leader.finish(Ok(piece.clone()));
             if let Some(disk) = &self.disk {
-                disk.store(wanted.key, &piece);
+                disk.store(part.key, &piece);
             }
         }
         fetched.map(|_| ())
@@ -263,9 +240,9 @@ impl ObjectSource for CachedUpstreams {
         }
         let cached = match object.size <= WHOLE_MAX {
             true => disk.read_cached(Key { id: object.id, part: Part::Whole }, offset, buf),
-            false => pieces(object, offset, buf)
-                .into_iter()
-                .all(|wanted| disk.read_cached(wanted.key, wanted.skip, wanted.buf)),
+            false => {
+                pieces(object, offset, buf).into_iter().all(|part| disk.read_cached(part.key, part.skip, part.buf))
+            }
         };
         if cached {
             self.hit(buf.len());
@@ -291,7 +268,7 @@ impl ObjectSource for CachedUpstreams {
 }
 
 /// A part of a read that lies in one piece.
-struct Wanted<'a> {
+struct PieceRead<'a> {
     key: Key,
     /// Which piece of the object.
     number: u32,
@@ -303,7 +280,7 @@ struct Wanted<'a> {
     buf: &'a mut [u8],
 }
 
-impl Wanted<'_> {
+impl PieceRead<'_> {
     /// Where the piece begins in the object, in bytes.
     fn start(&self) -> u64 {
         u64::from(self.number) * PIECE
@@ -316,17 +293,17 @@ impl Wanted<'_> {
 }
 
 /// The pieces that a read touches.
-fn pieces<'a>(object: &Object, offset: u64, buf: &'a mut [u8]) -> Vec<Wanted<'a>> {
-    let (mut offset, mut rest, mut wanted) = (offset, buf, Vec::new());
+fn pieces<'a>(object: &Object, offset: u64, buf: &'a mut [u8]) -> Vec<PieceRead<'a>> {
+    let (mut offset, mut rest, mut parts) = (offset, buf, Vec::new());
     while !rest.is_empty() {
         let (number, skip) = ((offset / PIECE) as u32, offset % PIECE);
         let len = (object.size - u64::from(number) * PIECE).min(PIECE) as usize;
         let (buf, later) = rest.split_at_mut(rest.len().min(len - skip as usize));
         offset += buf.len() as u64;
         rest = later;
-        wanted.push(Wanted { key: Key { id: object.id, part: Part::Piece(number) }, number, len, skip, buf });
+        parts.push(PieceRead { key: Key { id: object.id, part: Part::Piece(number) }, number, len, skip, buf });
     }
-    wanted
+    parts
 }
 
 #[cfg(test)]
@@ -344,7 +321,7 @@ mod tests {
     struct One {
         object: Object,
         data: Vec<u8>,
-        asked: AtomicU64,
+        requests: AtomicU64,
         damaged: bool,
     }
 
@@ -352,7 +329,7 @@ mod tests {
         fn new(len: usize) -> Self {
             let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
             let object = Object { id: verity::digest(Algorithm::Sha256, &data), size: len as u64 };
-            Self { object, data, asked: AtomicU64::new(0), damaged: false }
+            Self { object, data, requests: AtomicU64::new(0), damaged: false }
         }
 
         fn damaged(len: usize) -> Self {
@@ -377,7 +354,7 @@ mod tests {
             anyhow::bail!("it has none")
         }
         fn read(&self, object: &Object, offset: u64, len: usize) -> Result<Unverified, ObjectError> {
-            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.requests.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(20));
             assert_eq!(*object, self.object);
             let mut data = self.data[offset as usize..][..len].to_vec();
@@ -419,7 +396,7 @@ mod tests {
                 let beyond = source.read(&one.object, len as u64, &mut [0]);
                 assert!(matches!(beyond, Err(ObjectError::Short { .. })));
             }
-            assert_eq!(one.asked.load(Ordering::Relaxed), 1, "{len} bytes are one request");
+            assert_eq!(one.requests.load(Ordering::Relaxed), 1, "{len} bytes are one request");
         }
     }
 
@@ -435,7 +412,7 @@ mod tests {
         read((5 << 20) + 2 * PIECE, 4096);
         read((5 << 20) - PIECE, 4 * PIECE as usize);
         assert_eq!(source.upstreams().traffic().bytes, leaves + 4 * PIECE);
-        assert_eq!(one.asked.load(Ordering::Relaxed), 4);
+        assert_eq!(one.requests.load(Ordering::Relaxed), 4);
     }
 
     #[test]
@@ -454,7 +431,7 @@ mod tests {
                     });
                 }
             });
-            assert_eq!(one.asked.load(Ordering::Relaxed), 1, "{len} bytes");
+            assert_eq!(one.requests.load(Ordering::Relaxed), 1, "{len} bytes");
         }
     }
 

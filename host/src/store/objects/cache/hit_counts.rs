@@ -57,7 +57,7 @@ impl CacheUse {
 }
 
 /// What this process has to add.
-pub(super) struct Tally {
+pub(super) struct HitCounter {
     path: PathBuf,
     hits: AtomicU64,
     hit_bytes: AtomicU64,
@@ -65,7 +65,7 @@ pub(super) struct Tally {
     miss_bytes: AtomicU64,
 }
 
-impl Tally {
+impl HitCounter {
     /// For the cache in `dir`.
     pub(super) fn new(dir: &Path) -> Self {
         let [hits, hit_bytes, misses, miss_bytes] = Default::default();
@@ -112,7 +112,7 @@ impl Tally {
     }
 }
 
-impl Drop for Tally {
+impl Drop for HitCounter {
     fn drop(&mut self) {
         if self.hits.load(Ordering::Relaxed) + self.misses.load(Ordering::Relaxed) > 0 {
             self.add();
@@ -128,7 +128,7 @@ mod tests {
     fn processes_add_up() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(CacheUse::read(dir.path()).hit_ratio(), None);
-        let (one, two) = (Tally::new(dir.path()), Tally::new(dir.path()));
+        let (one, two) = (HitCounter::new(dir.path()), HitCounter::new(dir.path()));
         for _ in 0..OFTEN {
             one.hit(3);
         }
