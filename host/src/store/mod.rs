@@ -1,4 +1,19 @@
-//! Where images and objects come from: the composefs repository, importing into it, and looking inside.
+//! The store: images and the bytes of their objects, on this machine and at upstreams.
+//!
+//! A *repository* is a folder that composefs documents. A *store* ([`Store`], `repository/store.rs`) is a repository that
+//! is open, with lazyroot's own files in it (`files.rs`) and with upstreams for what it does not have.
+//!
+//! Where is an object read? [`Store::source`] -> `objects/chain.rs`: first `objects/local.rs` (a file of the repository),
+//! then `objects/cache` (the user's cache folder), then `objects/upstream` (another lazyroot, a bucket).
+//!
+//! What is written at an import? `write/import.rs` locks the store; `write/composefs/import.rs` writes objects and the
+//! manifest, checks and syncs them; `repository/names.rs` writes the name last.
+//!
+//! Rooms import from those to their right: `open`, `resolve` -> `upkeep` -> `write` -> `repository` -> `image` -> `objects`.
+//! `reads` (boot profiles and traces), `files`, `name` and `progress` import from no room.
+//!
+//! The rule for [`Store`]: its fields, opening and names are in `repository`. Another room adds a verb to it with an
+//! `impl Store` in the file that has the verb's name; whatever else a room does is a function over `&Store`.
 
 mod files;
 mod image;
