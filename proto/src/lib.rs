@@ -11,12 +11,12 @@ pub mod id;
 pub mod index;
 mod lanes;
 pub mod peer;
-pub mod reads;
 pub mod service;
 pub mod settings;
 pub mod verified;
 pub mod verity;
 
+pub use frame::reads;
 pub use id::{Algorithm, ObjectId};
 pub use index::ObjectIndex;
 pub use verified::{Unverified, Verified};

@@ -24,7 +24,7 @@ pub mod kind {
 
 /// A range of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObjectRange {
+pub struct PeerRange {
     /// Which object.
     pub id: ObjectId,
     /// The object's size in bytes, as the image's index says.
@@ -51,9 +51,9 @@ pub enum PeerRequest {
         len: u32,
     },
     /// A range of an object.
-    Object(ObjectRange),
+    Object(PeerRange),
     /// A range of an object's Merkle leaves (see [`crate::verity`]); `size` is the object's.
-    Leaves(ObjectRange),
+    Leaves(PeerRange),
     /// Compress replies from now on, or do so no more.
     Packing(Packing),
     /// Is anybody there? Answered at once, ahead of reads under way.
@@ -94,7 +94,7 @@ pub enum PeerReply<'a> {
     Plain(HostMessage<'a>),
 }
 
-impl ObjectRange {
+impl PeerRange {
     fn write(&self, kind: u8, tag: u64) -> Vec<u8> {
         Writer::default().id(&self.id).u64(self.size).u64(self.offset).u32(self.len).frame(kind, tag)
     }
@@ -133,8 +133,8 @@ impl PeerRequest {
             kind::MANIFEST => {
                 PeerRequest::Manifest { id: fields.id()?, offset: fields.u64()?, len: fields.read_len()? }
             }
-            kind::OBJECT => PeerRequest::Object(ObjectRange::read(&mut fields)?),
-            kind::OBJECT_LEAVES => PeerRequest::Leaves(ObjectRange::read(&mut fields)?),
+            kind::OBJECT => PeerRequest::Object(PeerRange::read(&mut fields)?),
+            kind::OBJECT_LEAVES => PeerRequest::Leaves(PeerRange::read(&mut fields)?),
             kind::COMPRESSION => PeerRequest::Packing(match fields.u8()? {
                 0 => Packing::None,
                 1 => Packing::Zstd,
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn messages_round_trip() {
         let id = verity::digest(Algorithm::Sha512, b"x");
-        let range = ObjectRange { id, size: 1 << 33, offset: 1 << 32, len: MAX_READ };
+        let range = PeerRange { id, size: 1 << 33, offset: 1 << 32, len: MAX_READ };
         for request in [
             PeerRequest::Resolve("containers-storage:localhost/os:1".into()),
             PeerRequest::Manifest { id, offset: 7, len: 1 },

@@ -7,12 +7,13 @@
 //!
 //! Here are the header, the fields of payloads, and the messages of data, control and settings connections. Those of
 //! other connections are the neighbours': [`crate::exec`] and [`crate::service`] on streams that the host asked for,
-//! [`crate::peer`] between two hosts. Extents and reports of reads are [`crate::reads`]. No I/O is here.
+//! [`crate::peer`] between two hosts. Extents, reports of reads and a guest's counters are in [`reads`]. No I/O is here.
 
 pub(crate) mod fields;
 pub(crate) mod header;
 mod host;
 pub mod kind;
+pub mod reads;
 mod request;
 
 pub use header::{

@@ -3,8 +3,8 @@
 use super::fields::{Reader, Writer};
 use super::header::{FrameError, MAGIC, MAX_BATCH, MAX_READ, VERSION};
 use super::kind;
+use super::reads::{Counters, Extent, Read, decode_extents, decode_reads, encode_extents, encode_reads};
 use crate::ObjectId;
-use crate::reads::{Counters, Extent, Read, decode_extents, decode_reads, encode_extents, encode_reads};
 use crate::verity::BLOCK;
 
 /// What a connection is for; the first thing a guest says on it.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lazyroot_proto::frame::{ErrorCode, HostMessage};
-use lazyroot_proto::peer::{ObjectRange, Packing, PeerReply, PeerRequest};
+use lazyroot_proto::peer::{Packing, PeerRange, PeerReply, PeerRequest};
 use lazyroot_proto::verity;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -152,7 +152,7 @@ impl ImageReply {
 }
 
 /// Whether a range lies inside of `size` bytes.
-fn check(range: &ObjectRange, size: u64) -> Result<(), Failure> {
+fn check(range: &PeerRange, size: u64) -> Result<(), Failure> {
     match range.offset.checked_add(range.len.into()) {
         Some(end) if end <= size => Ok(()),
         _ => {
@@ -170,7 +170,7 @@ fn failure(error: &ObjectError) -> Failure {
     (code, error.to_string())
 }
 
-fn read_object(catalog: &Catalog, range: &ObjectRange) -> Result<Vec<u8>, Failure> {
+fn read_object(catalog: &Catalog, range: &PeerRange) -> Result<Vec<u8>, Failure> {
     check(range, range.size)?;
     let source = catalog.source_of(&range.id).ok_or_else(|| failure(&ObjectError::NotFound(range.id)))?;
     let mut data = vec![0; range.len as usize];
@@ -181,7 +181,7 @@ fn read_object(catalog: &Catalog, range: &ObjectRange) -> Result<Vec<u8>, Failur
     Ok(data)
 }
 
-fn read_leaves(catalog: &Catalog, range: &ObjectRange) -> Result<Vec<u8>, Failure> {
+fn read_leaves(catalog: &Catalog, range: &PeerRange) -> Result<Vec<u8>, Failure> {
     check(range, verity::leaves_len(range.id.algorithm(), range.size))?;
     let source = catalog.source_of(&range.id).ok_or_else(|| failure(&ObjectError::NotFound(range.id)))?;
     let leaves = source.leaves(&Object { id: range.id, size: range.size }).map_err(|error| failure(&error))?;

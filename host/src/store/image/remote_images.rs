@@ -26,7 +26,7 @@ use crate::home::Home;
 use crate::store::files::Files;
 use crate::store::objects::cache::{CacheSize, CacheUse, CachedUpstreams};
 use crate::store::objects::upstream::Discovery;
-use crate::store::objects::upstream::{self, Found, Spec, Traffic, Upstreams};
+use crate::store::objects::upstream::{self, RemoteImage, Spec, Traffic, Upstreams};
 use crate::store::reads::boot_profile::Profile;
 
 /// Manifests kept, of the images that were used last: a few MiB each.
@@ -141,7 +141,7 @@ impl RemoteImages {
         Some(manifest)
     }
 
-    fn keep(&self, record: &str, found: &Found, manifest: &Verified) -> Result<()> {
+    fn keep(&self, record: &str, found: &RemoteImage, manifest: &Verified) -> Result<()> {
         self.files.sweep();
         let hex = found.id.to_hex();
         if !self.files.path(&hex).exists() || self.manifest(&found.id).is_none() {

@@ -5,8 +5,9 @@
 //! file of the cache holds is [`Unverified`] until this process has checked it. A range of a file that was checked is
 //! read again without a check, as bytes of the local repository are: those are plain bytes.
 //!
-//! Whatever is wanted is fetched once however many want it: within a process they share the fetch, and processes hold a
-//! lock while they fetch.
+//! An entry is fetched once however many threads and processes want it: threads share the fetch (`single_flight`), and
+//! processes hold a lock on the entry while they fetch (`disk`). How often the cache had what was read is in `hit_counts`.
+//! The upstreams themselves are the neighbour, `upstream`; the order local, cache, upstream is that of `chain`.
 
 mod disk;
 mod hit_counts;
@@ -315,7 +316,7 @@ mod tests {
     use lazyroot_proto::{Algorithm, verity};
 
     use super::*;
-    use crate::store::objects::upstream::{Found, Upstream};
+    use crate::store::objects::upstream::{RemoteImage, Upstream};
 
     /// An upstream that has one object, slowly, and may damage what it sends.
     struct One {
@@ -347,10 +348,10 @@ mod tests {
         fn check(&self) -> Result<()> {
             Ok(())
         }
-        fn find(&self, _reference: &str) -> Result<Option<Found>> {
+        fn find(&self, _reference: &str) -> Result<Option<RemoteImage>> {
             Ok(None)
         }
-        fn manifest(&self, _image: &Found) -> Result<Unverified> {
+        fn manifest(&self, _image: &RemoteImage) -> Result<Unverified> {
             anyhow::bail!("it has none")
         }
         fn read(&self, object: &Object, offset: u64, len: usize) -> Result<Unverified, ObjectError> {

@@ -29,7 +29,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 use serde::{Deserialize, Serialize};
 
-use super::{Found, Upstream, runtime};
+use super::{RemoteImage, Upstream, runtime};
 use crate::store::name::ImageName;
 use crate::store::objects::source::{Object, ObjectError};
 
@@ -259,7 +259,7 @@ impl Upstream for Bucket {
         layout.context("nothing of lazyroot's is there yet")?.check()
     }
 
-    fn find(&self, reference: &str) -> Result<Option<Found>> {
+    fn find(&self, reference: &str) -> Result<Option<RemoteImage>> {
         let (id, name) = match reference.parse::<ObjectId>() {
             Ok(id) => (id, None),
             Err(_) => {
@@ -271,10 +271,10 @@ impl Upstream for Bucket {
         };
         let Some(record) = self.json::<ImageRecord>(image_path(&id, "image.json").into())? else { return Ok(None) };
         let config = record.config.map(|config| config.to_string().into_bytes());
-        Ok(Some(Found { id, manifest_size: record.manifest_size, name, config }))
+        Ok(Some(RemoteImage { id, manifest_size: record.manifest_size, name, config }))
     }
 
-    fn manifest(&self, image: &Found) -> Result<Unverified> {
+    fn manifest(&self, image: &RemoteImage) -> Result<Unverified> {
         self.get(image_path(&image.id, "manifest").into(), None).map(Into::into).map_err(|error| plain(&error))
     }
 
@@ -290,7 +290,7 @@ impl Upstream for Bucket {
         Ok(verity::leaves(object.id.algorithm(), &data).into())
     }
 
-    fn profile(&self, image: &Found) -> Option<Vec<u8>> {
+    fn profile(&self, image: &RemoteImage) -> Option<Vec<u8>> {
         self.get(image_path(&image.id, "profile").into(), None).ok()
     }
 }

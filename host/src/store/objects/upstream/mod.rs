@@ -20,7 +20,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 pub use address::{Address, Compression, Spec};
-pub use source::{Found, Upstream};
+pub use source::{RemoteImage, Upstream};
 pub(in crate::store) use upstreams::Discovery;
 pub use upstreams::{Traffic, Upstreams};
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use lazyroot_proto::frame::{self, ErrorCode, HEADER, Header, Hello, HostMessage, MAX_READ, Role};
-use lazyroot_proto::peer::{self, ObjectRange, Packing, PeerReply, PeerRequest};
+use lazyroot_proto::peer::{self, Packing, PeerRange, PeerReply, PeerRequest};
 use lazyroot_proto::{ObjectId, Unverified, verity};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Notify, mpsc};
@@ -26,7 +26,7 @@ use tokio::time::timeout;
 
 use super::dial::{Dial, Stream};
 use super::link_speed::Meter;
-use super::{Compression, Found, Upstream, runtime};
+use super::{Compression, RemoteImage, Upstream, runtime};
 use crate::store::objects::source::{Object, ObjectError};
 
 /// How long a connection may take until the far end's first frame: podman starts its ssh in a second or two, and a
@@ -206,7 +206,7 @@ impl Upstream for Peer {
         }
     }
 
-    fn find(&self, reference: &str) -> Result<Option<Found>> {
+    fn find(&self, reference: &str) -> Result<Option<RemoteImage>> {
         if reference.len() > peer::MAX_REFERENCE {
             bail!("a reference of {} bytes is too long", reference.len());
         }
@@ -219,7 +219,7 @@ impl Upstream for Peer {
             Err(Failure::Other(why)) => bail!("{why}"),
         };
         match PeerReply::decode(kind, &payload)? {
-            PeerReply::Image { id, manifest_size, name, config } => Ok(Some(Found {
+            PeerReply::Image { id, manifest_size, name, config } => Ok(Some(RemoteImage {
                 id,
                 manifest_size,
                 name: Some(name).filter(|name| !name.is_empty()),
@@ -229,7 +229,7 @@ impl Upstream for Peer {
         }
     }
 
-    fn manifest(&self, image: &Found) -> Result<Unverified> {
+    fn manifest(&self, image: &RemoteImage) -> Result<Unverified> {
         if image.manifest_size > MAX_MANIFEST {
             bail!("a manifest of {} bytes is too large", image.manifest_size);
         }
@@ -242,14 +242,14 @@ impl Upstream for Peer {
 
     fn read(&self, object: &Object, offset: u64, len: usize) -> Result<Unverified, ObjectError> {
         let Object { id, size } = *object;
-        let request = |offset, len| PeerRequest::Object(ObjectRange { id, size, offset, len });
+        let request = |offset, len| PeerRequest::Object(PeerRange { id, size, offset, len });
         self.fetch(offset, len, request).map_err(|failure| self.object_error(&id, failure))
     }
 
     fn leaves(&self, object: &Object) -> Result<Unverified, ObjectError> {
         let Object { id, size } = *object;
         let len = verity::leaves_len(id.algorithm(), size) as usize;
-        let request = |offset, len| PeerRequest::Leaves(ObjectRange { id, size, offset, len });
+        let request = |offset, len| PeerRequest::Leaves(PeerRange { id, size, offset, len });
         self.fetch(0, len, request).map_err(|failure| self.object_error(&id, failure))
     }
 }

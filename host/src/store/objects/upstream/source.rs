@@ -7,7 +7,7 @@ use crate::store::objects::source::{Object, ObjectError};
 
 /// An image as an upstream describes it.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct RemoteImage {
     /// The manifest's digest.
     pub id: ObjectId,
     /// The manifest's size in bytes.
@@ -36,13 +36,13 @@ pub trait Upstream: Send + Sync {
     ///
     /// # Errors
     /// If the upstream cannot be asked, or cannot import.
-    fn find(&self, reference: &str) -> Result<Option<Found>>;
+    fn find(&self, reference: &str) -> Result<Option<RemoteImage>>;
 
     /// The image's manifest.
     ///
     /// # Errors
     /// If it cannot be had.
-    fn manifest(&self, image: &Found) -> Result<Unverified>;
+    fn manifest(&self, image: &RemoteImage) -> Result<Unverified>;
 
     /// `len` bytes of an object from byte `offset` on.
     ///
@@ -57,7 +57,7 @@ pub trait Upstream: Send + Sync {
     fn leaves(&self, object: &Object) -> Result<Unverified, ObjectError>;
 
     /// What boots of the image read, if that is known there: a hint, which need not be true.
-    fn profile(&self, _image: &Found) -> Option<Vec<u8>> {
+    fn profile(&self, _image: &RemoteImage) -> Option<Vec<u8>> {
         None
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use lazyroot_proto::verified::Mismatch;
 use lazyroot_proto::{Unverified, Verified};
 
-use super::{Found, Upstream};
+use super::{RemoteImage, Upstream};
 use crate::store::objects::source::{Object, ObjectError};
 
 /// How often the row is gone through for one object.
@@ -51,7 +51,7 @@ struct Member {
 
 /// An image that an upstream has.
 pub(in crate::store) struct Discovery<'a> {
-    pub(in crate::store) found: Found,
+    pub(in crate::store) found: RemoteImage,
     pub(in crate::store) manifest: Verified,
     /// What boots read, if the manifest is new here and the upstream knows: a hint that nobody has checked.
     pub(in crate::store) profile: Option<Vec<u8>>,
@@ -102,7 +102,7 @@ impl Upstreams {
         &self,
         reference: &str,
         is_source: bool,
-        have: impl Fn(&Found) -> Option<Verified>,
+        have: impl Fn(&RemoteImage) -> Option<Verified>,
     ) -> Result<Option<Discovery<'_>>> {
         let mut first_error = None;
         for member in self.members.iter().filter(|member| !is_source || member.upstream.imports()) {
@@ -131,7 +131,7 @@ impl Upstreams {
         first_error.map_or(Ok(None), Err)
     }
 
-    fn manifest(&self, member: &Member, found: &Found) -> Result<Verified> {
+    fn manifest(&self, member: &Member, found: &RemoteImage) -> Result<Verified> {
         let manifest = member.upstream.manifest(found).context("cannot fetch the manifest")?;
         self.count(manifest.len());
         manifest.verify_object(&found.id).map_err(|_| {

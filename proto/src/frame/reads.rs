@@ -3,8 +3,8 @@
 //!
 //! All integers are little-endian on the wire.
 
-use crate::frame::fields::{Reader, Writer};
-use crate::frame::header::FrameError;
+use super::fields::{Reader, Writer};
+use super::header::FrameError;
 use crate::verity::BLOCK;
 
 /// A run of an object's blocks of [`BLOCK`] bytes. The last one may be shorter than its blocks.
