@@ -37,7 +37,7 @@ pub struct ServedImage {
     /// The level above the leaves, of large objects that were read last.
     branches: Mutex<WeightedLru<Verified>>,
     /// Objects that turned out unreadable in the middle of a reply.
-    broken: Mutex<HashSet<ObjectId>>,
+    unreadable: Mutex<HashSet<ObjectId>>,
     _pin: Option<Pin>,
 }
 
@@ -61,7 +61,7 @@ impl ServedImage {
             index_bytes,
             history: None,
             branches: Mutex::new(WeightedLru::new(BRANCHES_MEMORY)),
-            broken: Mutex::default(),
+            unreadable: Mutex::default(),
             _pin: None,
         })
     }
@@ -113,13 +113,13 @@ impl ServedImage {
     }
 
     /// Notes that an object could not be read to the end of a reply that had begun.
-    pub(in crate::serve) fn broke(&self, id: ObjectId) {
-        self.broken.lock().expect("no panic under the lock").insert(id);
+    pub(in crate::serve) fn note_unreadable(&self, id: ObjectId) {
+        self.unreadable.lock().expect("no panic under the lock").insert(id);
     }
 
     /// Whether an object was noted so: it is read to the end before a reply begins, which can then be an error.
-    pub(in crate::serve) fn is_broken(&self, id: &ObjectId) -> bool {
-        self.broken.lock().expect("no panic under the lock").contains(id)
+    pub(in crate::serve) fn is_unreadable(&self, id: &ObjectId) -> bool {
+        self.unreadable.lock().expect("no panic under the lock").contains(id)
     }
 
     /// Fills `buffer` from byte `offset` of the manifest.

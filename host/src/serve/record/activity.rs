@@ -94,7 +94,7 @@ impl Activity {
         }
     }
 
-    pub(in crate::serve) fn read(&self, reads: Vec<Read>) {
+    pub(in crate::serve) fn add_reads(&self, reads: Vec<Read>) {
         let mut state = self.state();
         // A guest may name what its image does not have.
         let known = reads.into_iter().filter(|read| self.index.get(read.extent.position).is_some());
@@ -109,7 +109,7 @@ impl Activity {
         }
     }
 
-    pub(in crate::serve) fn answered(&self, bytes: u32) {
+    pub(in crate::serve) fn count_reply(&self, bytes: u32) {
         let mut state = self.state();
         state.requests += 1;
         state.sent_bytes += u64::from(bytes);

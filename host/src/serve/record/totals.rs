@@ -32,8 +32,8 @@ pub struct Snapshot {
 }
 
 impl Totals {
-    /// `bytes` were sent, of an object or of the image's metadata.
-    pub(in crate::serve) fn answered(&self, object: Option<ObjectId>, bytes: u32) {
+    /// Counts a reply with `bytes` of an object or of the image's metadata.
+    pub(in crate::serve) fn count_reply(&self, object: Option<ObjectId>, bytes: u32) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes.into(), Ordering::Relaxed);
         if let Some(id) = object {
@@ -41,17 +41,17 @@ impl Totals {
         }
     }
 
-    pub(in crate::serve) fn failed(&self) {
+    pub(in crate::serve) fn count_failure(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A session begins; its number.
-    pub(in crate::serve) fn began(&self) -> u64 {
+    /// Counts a session that begins. Returns its number.
+    pub(in crate::serve) fn begin_session(&self) -> u64 {
         self.sessions.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// A guest has counted this since it last told.
-    pub(in crate::serve) fn counted(&self, news: &Counters) {
+    /// Adds what a guest has counted since its last report.
+    pub(in crate::serve) fn add_guest(&self, news: &Counters) {
         self.guests.lock().expect("no panic under the lock").add(news);
     }
 

@@ -100,7 +100,7 @@ impl Session<'_> {
                 Ok(())
             }
             Request::Reads(reads) => {
-                self.activity.read(reads);
+                self.activity.add_reads(reads);
                 Ok(())
             }
             Request::Counters(counters) => {
@@ -119,8 +119,8 @@ impl Session<'_> {
                 let profile = self.profile.clone();
                 match start.checked_add(len as usize).and_then(|end| profile.get(start..end)) {
                     Some(piece) => {
-                        self.sessions.totals.answered(None, len);
-                        self.activity.answered(len);
+                        self.sessions.totals.count_reply(None, len);
+                        self.activity.count_reply(len);
                         self.outbox.send(&HostMessage::Data(piece).encode(tag)).await
                     }
                     None => self.fail(tag, outside(offset, len, profile.len() as u64)).await,
@@ -146,7 +146,7 @@ impl Session<'_> {
     }
 
     async fn fail(&self, tag: u64, (code, message): Failure) -> io::Result<()> {
-        self.sessions.totals.failed();
+        self.sessions.totals.count_failure();
         self.activity.state().failures += 1;
         tracing::warn!("image {}: {message}", self.image.id);
         self.outbox.send(&HostMessage::Error { code, message }.encode(tag)).await
@@ -211,7 +211,7 @@ impl Session<'_> {
         append_data_frame(frames, tag, range.len);
         let cached = self.image.source.read_cached(&object, range.offset, &mut frames[start + HEADER..]);
         match cached {
-            true => self.answered(range),
+            true => self.count_reply(range),
             false => frames.truncate(start),
         }
         cached
@@ -225,7 +225,7 @@ impl Session<'_> {
     /// session ends, and the guest that asks again is told.
     async fn answer_in_chunks(&self, tag: u64, range: PartRange) -> io::Result<bool> {
         let Part::Object(id) = range.part else { return Ok(false) };
-        let Some(object) = self.image.object(&id).filter(|_| !self.image.is_broken(&id)) else { return Ok(false) };
+        let Some(object) = self.image.object(&id).filter(|_| !self.image.is_unreadable(&id)) else { return Ok(false) };
         let source = &self.image.source;
         let header = Header { len: range.len, kind: kind::DATA, tag }.encode();
         let mut piece = vec![0; HEADER + CHUNK];
@@ -262,7 +262,7 @@ impl Session<'_> {
             writer.flush().await
         };
         self.outbox.in_time(send).await?;
-        self.answered(range);
+        self.count_reply(range);
         Ok(true)
     }
 
@@ -273,14 +273,14 @@ impl Session<'_> {
         let read = read.await.map_err(io::Error::other)?;
         read.map_err(|error| {
             tracing::warn!("ended a session about {} in the middle of a reply: {error}", self.image.id);
-            self.image.broke(object.id);
+            self.image.note_unreadable(object.id);
             io::Error::other(error)
         })
     }
 
-    fn answered(&self, range: PartRange) {
-        self.sessions.totals.answered(range.part.object(), range.len);
-        self.activity.answered(range.len);
+    fn count_reply(&self, range: PartRange) {
+        self.sessions.totals.count_reply(range.part.object(), range.len);
+        self.activity.count_reply(range.len);
     }
 
     /// Answers a range that was checked from a task of its own.
@@ -301,12 +301,12 @@ impl Session<'_> {
             let reply = reply.unwrap_or_else(|_| Err((ErrorCode::Unavailable, "the server failed".into())));
             let frame = match reply {
                 Ok(frame) => {
-                    totals.answered(range.part.object(), range.len);
-                    activity.answered(range.len);
+                    totals.count_reply(range.part.object(), range.len);
+                    activity.count_reply(range.len);
                     frame
                 }
                 Err((code, message)) => {
-                    totals.failed();
+                    totals.count_failure();
                     activity.state().failures += 1;
                     tracing::warn!("image {}: {message}", image.id);
                     HostMessage::Error { code, message }.encode(tag)

@@ -70,11 +70,11 @@ pub(in crate::serve) async fn run(catalog: &Arc<Catalog>, totals: &Arc<Totals>, 
             });
             let frame = match answer.await {
                 Ok((object, Ok((len, frame)))) => {
-                    totals.answered(object, len);
+                    totals.count_reply(object, len);
                     frame
                 }
                 Ok((_, Err((code, message)))) => {
-                    totals.failed();
+                    totals.count_failure();
                     tracing::warn!("{message}");
                     HostMessage::Error { code, message }.encode(tag)
                 }

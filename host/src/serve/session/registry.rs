@@ -61,7 +61,7 @@ impl Sessions {
     /// Takes down a session that begins.
     pub(super) fn begin(&self, image: &ServedImage) -> Arc<Activity> {
         self.running.send_modify(|running| *running += 1);
-        let activity = Arc::new(Activity::new(self.totals.began(), image.id, image.index.clone()));
+        let activity = Arc::new(Activity::new(self.totals.begin_session(), image.id, image.index.clone()));
         let mut activities = self.activities.lock().expect("no panic under the lock");
         let ended = activities.iter().filter(|activity| activity.state().ended).count();
         if ended > ENDED_ACTIVITIES {
@@ -85,7 +85,7 @@ impl Sessions {
             true => self.continued_by(session, &counters).unwrap_or(before),
             false => before,
         };
-        self.totals.counted(&counters.since(&before));
+        self.totals.add_guest(&counters.since(&before));
     }
 
     /// What the guest of a new session had counted in the one that it lost, if it has lost one: an ended session of the
