@@ -1,13 +1,14 @@
 //! The host's side of lazyroot: the store, the object server, virtual machines and the command line.
 //!
-//! Arrows run one way: `cli -> vm -> serve -> store`; all may use `complain`, `home` and `text`. `settings` is what `cli`
-//! reads.
+//! Arrows run one way: `cli -> vm -> serve -> store`; all may use `complain`, `home`, `human` and `text`. `settings`
+//! is what `cli` reads.
 
 #![deny(clippy::print_stderr)]
 
 pub mod cli;
 mod complain;
 pub mod home;
+mod human;
 pub mod serve;
 pub mod settings;
 pub mod store;

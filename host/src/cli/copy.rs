@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 
 use super::exec::find_running;
-use super::{Context, columns, print, runtime};
+use super::{Context, print, runtime};
+use crate::human::columns;
 use crate::text::printable;
 use crate::vm::copy;
 use crate::vm::instance::Vms;

@@ -10,11 +10,11 @@ use std::process::Command;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::source::configured;
 use super::{Context, Format, output};
+use crate::human::size;
 use crate::settings::Settings;
 use crate::store::{RemoteImages, Store, UpstreamAddress, UpstreamSpec, check_upstream};
 use crate::text::printable;
@@ -122,7 +122,7 @@ fn store(context: &Context) -> Vec<Finding> {
     });
     if let Ok(stat) = rustix::fs::statvfs(path) {
         let free = stat.f_bavail * stat.f_frsize;
-        let found = format!("{} free at the store", HumanBytes(free));
+        let found = format!("{} free at the store", size(free));
         findings.push(match free {
             LITTLE_SPACE.. => good("disk", found),
             _ => warning("disk", found, "'lazyroot store gc' frees what no image needs; or use another --store"),

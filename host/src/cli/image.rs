@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow};
-use indicatif::HumanBytes;
 use lazyroot_proto::boot::INITS;
 use serde_json::json;
 
 use super::source::SourceArgs;
 use super::{Context, Format, output, print};
 use crate::complain::complain;
+use crate::human::size;
 use crate::store::{
     Aspect, Change, Node, Progress, Rehash, Removed, Source, Store, Tree, compare_trees, fetch_between,
 };
@@ -126,7 +126,7 @@ fn list(store: &Store, format: Format) -> Result<ExitCode> {
             let width = images.iter().flat_map(|image| &image.names).map(String::len).max().unwrap_or(0).max(6);
             let mut text = format!("{:width$}  {:12}  {:>8}  {:>12}  ARCH\n", "NAME", "ID", "OBJECTS", "SIZE");
             for image in &images {
-                let size = HumanBytes(image.object_bytes).to_string();
+                let size = size(image.object_bytes);
                 let arch = image.architecture.as_deref().unwrap_or("-");
                 let names = if image.names.is_empty() { &["<none>".to_owned()][..] } else { &image.names };
                 for name in names {
@@ -283,16 +283,16 @@ fn diff(store: &Store, a: &str, b: &str, times: bool, format: Format) -> Result<
             out,
             "{} added ({}), {} removed ({}), {changed} changed",
             added.0,
-            HumanBytes(added.1),
+            size(added.1),
             removed.0,
-            HumanBytes(removed.1),
+            size(removed.1),
         )?;
         writeln!(
             out,
             "who has the first fetches at most {} in {} objects for the second, and has {} in {}",
-            HumanBytes(fetch.new_bytes),
+            size(fetch.new_bytes),
             fetch.new_objects,
-            HumanBytes(fetch.shared_bytes),
+            size(fetch.shared_bytes),
             fetch.shared_objects,
         )?;
         Ok(())

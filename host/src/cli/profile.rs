@@ -4,12 +4,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::run::{self, RunArgs};
-use super::{Context, Format, columns, print, trace};
-use crate::serve::report::duration;
+use super::{Context, Format, print, trace};
+use crate::human::{columns, duration, size};
 use crate::store::{BOOT, Profile, Store};
 
 /// What boots of an image are known to read, and are sent ahead
@@ -101,8 +100,8 @@ fn list(store: &Store, format: Format) -> Result<ExitCode> {
             image.id.to_hex()[..12].to_owned(),
             runs.to_string(),
             extents.to_string(),
-            HumanBytes(*bytes).to_string(),
-            HumanBytes(image.object_bytes).to_string(),
+            size(*bytes),
+            size(image.object_bytes),
         ]);
     }
     print(&columns(&rows))
@@ -156,7 +155,7 @@ fn show(store: &Store, name: &str, format: Format) -> Result<ExitCode> {
     let mut rows = vec![["READ AT", "BYTES", "MISSED", "FILE"].map(str::to_owned)];
     for file in &files {
         let missed = if file.missed == 0 { "-".to_owned() } else { format!("{} runs", file.missed) };
-        rows.push([duration(file.at), HumanBytes(file.bytes).to_string(), missed, file.name.clone()]);
+        rows.push([duration(file.at), size(file.bytes), missed, file.name.clone()]);
     }
     print(&columns(&rows))
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{Context, Format, print, runtime};
+use crate::human::{age, columns};
 use crate::vm::control;
 use crate::vm::instance::{self, Found, Record, State, Vms};
 use crate::vm::status::{Status, Timings};
@@ -119,10 +120,10 @@ fn table(shown: &[Shown]) -> String {
         let digest = record.image.split_once(':').map_or(record.image.as_str(), |(_, digits)| digits);
         let image = record.image_name.clone().unwrap_or_else(|| digest.chars().take(12).collect());
         let command = if record.command.is_empty() { "(init)".to_owned() } else { record.command.join(" ") };
-        let created = format!("{} ago", ago(instance::now().saturating_sub(record.created)));
+        let created = format!("{} ago", age(instance::now().saturating_sub(record.created)));
         rows.push([record.name.clone(), state, image, shorten(&command), created]);
     }
-    super::columns(&rows)
+    columns(&rows)
 }
 
 /// A command that would fill the line is cut.
@@ -132,15 +133,6 @@ fn shorten(command: &str) -> String {
     match command.chars().count() > MOST {
         true => command.chars().take(MOST - 3).collect::<String>() + "...",
         false => command,
-    }
-}
-
-fn ago(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
     }
 }
 

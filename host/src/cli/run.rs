@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use super::exec::{ProcessArgs, give_terminal, variables};
 use super::logs::OWN_LOG;
 use super::{Context, background};
+use crate::human::mebibytes;
 use crate::serve::ProfileUse;
 use crate::store::{BOOT, Image, Store};
 use crate::vm::factory::Choice;
@@ -141,16 +142,6 @@ fn unit(path: &Path) -> Result<(String, Vec<u8>)> {
     Ok((name.to_owned(), read(path)?))
 }
 
-/// MiB of an amount.
-fn mebibytes(text: &str) -> Option<u32> {
-    let (digits, unit) = match text.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
-        text if text.ends_with('G') => (text[..text.len() - 1].to_owned(), 1024),
-        text if text.ends_with('M') => (text[..text.len() - 1].to_owned(), 1),
-        text => (text.to_owned(), 1),
-    };
-    digits.parse::<u32>().ok().and_then(|number| number.checked_mul(unit))
-}
-
 /// A disk's size in bytes.
 pub fn disk_size(text: &str) -> Result<u64, String> {
     mebibytes(text)
@@ -158,7 +149,7 @@ pub fn disk_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("'{text}' is no size of a disk: give MiB, or a number with M or G"))
 }
 
-/// BootHistory in MiB.
+/// Memory in MiB.
 pub fn memory(text: &str) -> Result<u32, String> {
     let mib = mebibytes(text);
     /// Less than this and Debian's kernel with its initramfs does not come up.

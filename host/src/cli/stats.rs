@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use console::Term;
-use indicatif::HumanBytes;
 use lazyroot_proto::reads::Origin;
 use serde::Serialize;
 
 use super::seen::{self, Subject};
-use super::{Context, Format, columns, print, runtime};
-use crate::serve::report::{GuestStats, Kind, Latency, SessionStats, duration, percent};
+use super::{Context, Format, print, runtime};
+use crate::human::{columns, duration, percent, size};
+use crate::serve::report::{GuestStats, Kind, Latency, SessionStats};
 
 /// Show what guests read, where it came from, and how long they waited
 ///
@@ -111,7 +111,7 @@ pub fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
 
 fn details(subject: &Subject) -> String {
     let (stats, guest) = (&subject.stats, &subject.stats.guest);
-    let bytes = |bytes: u64| HumanBytes(bytes).to_string();
+    let bytes = size;
     let mut rows = vec![
         ["image".to_owned(), subject.image()],
         [
@@ -181,8 +181,8 @@ fn table(subjects: &[Subject], rates: &HashMap<String, u64>) -> String {
         rows.push([
             subject.name.clone(),
             subject.image(),
-            HumanBytes(stats.sent_bytes).to_string(),
-            rates.get(&subject.name).map_or("-".to_owned(), |rate| HumanBytes(*rate).to_string()),
+            size(stats.sent_bytes),
+            rates.get(&subject.name).map_or("-".to_owned(), |rate| size(*rate)),
             stats.requests.to_string(),
             stats.failures.to_string(),
             guest.all_reads().count.to_string(),

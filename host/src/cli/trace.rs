@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use indicatif::HumanBytes;
 use lazyroot_proto::ObjectIndex;
 use serde_json::json;
 
-use super::{Context, Format, columns, print, runtime, seen};
-use crate::serve::report::{Waterfall, duration, file_rows};
+use super::{Context, Format, print, runtime, seen};
+use crate::human::{columns, duration, size};
+use crate::serve::report::{Waterfall, file_rows};
 use crate::store::{BOOT, Image, Store, Trace};
 
 /// Show what a run read, in which order, and how long it waited
@@ -101,7 +101,7 @@ fn table(trace: &Trace, index: &ObjectIndex, names: &dyn Fn(u32) -> String, unti
             // Files are read in microseconds of each other.
             format!("{:.1} ms", (row.first() - zero) as f64 / 1e3),
             row.reads.len().to_string(),
-            HumanBytes(row.bytes).to_string(),
+            size(row.bytes),
             duration(row.waited),
             row.origin().name().to_owned(),
             row.name.clone(),

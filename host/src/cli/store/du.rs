@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::{Format, Place, output, place, shown};
+use crate::human::size;
 use crate::store::{Store, Usage};
 
 /// Arguments of `store du`.
@@ -42,8 +42,8 @@ pub(super) fn du(args: &DuArgs, store: &Store) -> Result<ExitCode> {
         Format::Table => {
             writeln!(out, "{:>12}  {:>12}  {:>12}  PATH", "APPARENT", "UNIQUE", "SHARED")?;
             for (path, usage) in usage {
-                let [apparent, unique, shared] = [usage.apparent_bytes, usage.unique_bytes, usage.shared_bytes]
-                    .map(|bytes| HumanBytes(bytes).to_string());
+                let [apparent, unique, shared] =
+                    [usage.apparent_bytes, usage.unique_bytes, usage.shared_bytes].map(size);
                 writeln!(out, "{apparent:>12}  {unique:>12}  {shared:>12}  {}", shown(&path))?;
             }
             Ok(())

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use indicatif::HumanBytes;
 
 use super::{Context, Format, output, shown};
+use crate::human::size;
 use crate::store::{Collect, Store};
 use crate::text::printable;
 use crate::vm::kernel::Kernels;
@@ -47,7 +47,7 @@ pub(super) fn gc(args: &GcArgs, store: &Store, context: &Context) -> Result<Exit
             collected.images.len(),
             collected.objects,
             collected.files,
-            HumanBytes(collected.freed_bytes),
+            size(collected.freed_bytes),
             if args.dry_run { "would be freed" } else { "freed" },
         )?;
         Ok(())

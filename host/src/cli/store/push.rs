@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use indicatif::HumanBytes;
 
 use crate::cli::source::SourceArgs;
 use crate::cli::{Context, Format, print};
+use crate::human::size;
 use crate::store::{Progress, UpstreamAddress};
 
 /// Send an image to a bucket, for other hosts to use as --upstream
@@ -39,9 +39,9 @@ pub fn run(args: &PushArgs, context: &Context) -> Result<ExitCode> {
         Format::Table => print(&format!(
             "{} objects sent, {}; {} were there, {}\n",
             pushed.objects,
-            HumanBytes(pushed.bytes),
+            size(pushed.bytes),
             pushed.present,
-            HumanBytes(pushed.present_bytes)
+            size(pushed.present_bytes)
         )),
     }
 }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use indicatif::HumanBytes;
 use lazyroot_proto::ObjectId;
 use serde::Serialize;
 
 use super::{Context, Format, output};
 use crate::cli::{runtime, seen, trace};
+use crate::human::size;
 use crate::store::{CacheUse, RemoteImages, Store, StoreStats, Trace};
 use crate::text::printable;
 
@@ -87,33 +87,33 @@ pub(super) fn stats(args: &StatsArgs, store: &Store, context: &Context) -> Resul
         let mut line = |what: &str, value: String| writeln!(out, "{what:<22}{value}");
         let stats = &all.store;
         line("images", format!("{} with {} names", stats.images, stats.names))?;
-        line("objects", format!("{}, {}", stats.objects, HumanBytes(stats.object_bytes)))?;
-        line("on the disk", HumanBytes(stats.disk_bytes).to_string())?;
-        line("in all images", HumanBytes(stats.image_bytes).to_string())?;
-        line("each object once", HumanBytes(stats.distinct_bytes).to_string())?;
+        line("objects", format!("{}, {}", stats.objects, size(stats.object_bytes)))?;
+        line("on the disk", size(stats.disk_bytes))?;
+        line("in all images", size(stats.image_bytes))?;
+        line("each object once", size(stats.distinct_bytes))?;
         line("deduplication", format!("{:.2}", stats.dedup_ratio))?;
         line("objects shared", stats.shared_objects.to_string())?;
-        line("in no image", HumanBytes(stats.unreferenced_bytes).to_string())?;
+        line("in no image", size(stats.unreferenced_bytes))?;
         for pin in &stats.in_use {
             let image = pin.image.get(..12).unwrap_or_default();
             line("in use", format!("image {image} by {}", pin.shown()))?;
         }
         if let Some(cache) = &all.cache {
-            line("cache", HumanBytes(cache.bytes).to_string())?;
+            line("cache", size(cache.bytes))?;
             let CacheUse { hits, hit_bytes, misses, miss_bytes } = cache.counted;
             if let Some(ratio) = cache.hit_ratio {
-                let had = format!("{hits} reads, {}", HumanBytes(hit_bytes));
-                let fetched = format!("{misses} fetched, {}", HumanBytes(miss_bytes));
+                let had = format!("{hits} reads, {}", size(hit_bytes));
+                let fetched = format!("{misses} fetched, {}", size(miss_bytes));
                 line("cache had", format!("{:.1} % of what was wanted: {had}; {fetched}", 100.0 * ratio))?;
             }
         }
         for hot in &all.hottest {
             let times = format!("{} reads in {} runs", hot.reads, hot.runs);
-            line("hot", format!("{} ({}): {times}", hot.file, HumanBytes(hot.size)))?;
+            line("hot", format!("{} ({}): {times}", hot.file, size(hot.size)))?;
         }
         for Reading { name, image, sent_bytes, files } in &all.reading {
             let last = if files.is_empty() { String::new() } else { format!("; last {}", files.join(", ")) };
-            line("reading", format!("{} ({image}): {}{last}", printable(name), HumanBytes(*sent_bytes)))?;
+            line("reading", format!("{} ({image}): {}{last}", printable(name), size(*sent_bytes)))?;
         }
         Ok(())
     })

@@ -4,10 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use indicatif::HumanBytes;
 
 use super::{Format, output, shown};
 use crate::complain::complain;
+use crate::human::size;
 use crate::store::{Damage, Progress, Store};
 
 /// Damaged files shown of one object in one image; JSON has them all.
@@ -38,7 +38,7 @@ pub(super) fn verify(args: &VerifyArgs, store: &Store) -> Result<ExitCode> {
             return Ok(out.write_all(b"\n")?);
         }
         verified.damaged.iter().try_for_each(|damage| print(out, damage))?;
-        writeln!(out, "{} objects, {}", verified.objects, HumanBytes(verified.bytes))?;
+        writeln!(out, "{} objects, {}", verified.objects, size(verified.bytes))?;
         Ok(())
     })?;
     for why in &verified.not_repaired {

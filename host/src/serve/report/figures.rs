@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lazyroot_proto::reads::{Counters, Histogram, Origin};
 use serde::{Deserialize, Serialize};
 
-use super::units::percent;
+use crate::human::percent;
 use crate::serve::record::{Activity, Coverage};
 use crate::serve::server::Server;
 

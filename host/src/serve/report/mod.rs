@@ -10,11 +10,9 @@
 mod figures;
 mod metrics;
 mod socket;
-mod units;
 mod waterfall;
 
 pub use figures::{GuestStats, Kind, Latency, Reads, ServerStats, SessionStats};
 pub use metrics::Metrics;
 pub use socket::{Reporter, ServingProcess, ask_all, ask_stats, ask_trace, kept_stats, kept_trace, sweep};
-pub use units::{duration, percent};
 pub use waterfall::{FileRow, Waterfall, file_rows};

@@ -15,7 +15,7 @@ use lazyroot_proto::reads::Origin;
 pub use self::rows::{FileRow, file_rows};
 use self::rows::{bytes_of, fold};
 use self::svg::{elide, escape, line, text};
-use super::units::{duration, size};
+use crate::human::{duration, size};
 use crate::store::Trace;
 use crate::text::printable;
 

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::human::parse_bytes;
+
 /// A bound for the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -45,18 +47,7 @@ impl FromStr for CacheSize {
     fn from_str(text: &str) -> Result<Self> {
         let parsed = match text.strip_suffix('%') {
             Some(percent) => percent.parse().ok().filter(|percent| (1..=100).contains(percent)).map(Self::Percent),
-            None => {
-                let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-                let unit = match &*text[digits.len()..].to_ascii_uppercase() {
-                    "" => Some(1),
-                    "K" | "KIB" => Some(1 << 10),
-                    "M" | "MIB" => Some(1 << 20),
-                    "G" | "GIB" => Some(1 << 30),
-                    "T" | "TIB" => Some(1u64 << 40),
-                    _ => None,
-                };
-                unit.and_then(|unit| digits.parse::<u64>().ok()?.checked_mul(unit)).map(Self::Bytes)
-            }
+            None => parse_bytes(text).map(Self::Bytes),
         };
         match parsed {
             Some(size) => Ok(size),
