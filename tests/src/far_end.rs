@@ -30,9 +30,9 @@ pub fn kill_meanwhile(far: &Lazyroot, work: impl FnOnce()) -> u32 {
     let (done, finished) = std::sync::mpsc::channel();
     thread::scope(|scope| {
         let killer = scope.spawn(move || {
-            let mut kills = 0;
-            // Two a second: work must go on in between.
-            while finished.recv_timeout(Duration::from_millis(400)).is_err() {
+            let mut kills = 0_u32;
+            // Work must go on in between, however long a far end takes to start on a busy machine.
+            while finished.recv_timeout(Duration::from_millis(400 + 50 * u64::from(kills))).is_err() {
                 for pid in far_ends(far) {
                     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
                     kills += 1;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::inputs::{GUEST_INIT, LAZYROOT, VHOST_DEVICE_VSOCK, VIRTIOFSD, need_root};
+use crate::wait::PATIENCE;
 
 /// The lazyroot program, which finds guest-init and its helpers where the tests do.
 pub fn program() -> Command {
@@ -118,7 +119,7 @@ impl Lazyroot {
 
     /// Asserts that [`Lazyroot::processes`] end, soon. They may be slow on a busy machine; they may not stay.
     pub fn assert_nothing_runs(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while !self.processes().is_empty() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(20));
         }

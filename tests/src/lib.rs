@@ -16,6 +16,7 @@ pub mod inputs;
 pub mod lazyroot;
 pub mod mounts;
 pub mod oci;
+pub mod programs;
 pub mod s3;
 pub mod stores;
 pub mod tree;

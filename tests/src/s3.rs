@@ -7,9 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::inputs::S3;
+use crate::inputs;
+use crate::programs::start_on_port;
 use tempfile::TempDir;
 
 /// The one key that the server lets in.
@@ -20,9 +21,6 @@ const SECRET: &str = "no-secret-at-all";
 
 /// The bucket that is there.
 pub const BUCKET: &str = "images";
-
-/// How long the server may take to start.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// s3s-fs on a port and a folder of its own, ended when dropped.
 pub struct S3 {
@@ -35,19 +33,16 @@ impl Default for S3 {
     fn default() -> Self {
         let dir = TempDir::with_prefix("lr").expect("a folder for temporary files");
         fs::create_dir(dir.path().join(BUCKET)).expect("the folder is ours");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
-        let child = Command::new(S3.path())
-            .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--access-key", KEY, "--secret-key", SECRET])
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the S3 server starts");
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "the S3 server does not listen");
-            thread::sleep(Duration::from_millis(20));
-        }
+        let program = inputs::S3.path();
+        let (child, port) = start_on_port("the S3 server", |port| {
+            let mut command = Command::new(&program);
+            command
+                .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--access-key", KEY, "--secret-key", SECRET])
+                .arg(dir.path())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            command
+        });
         Self { child, dir, port }
     }
 }

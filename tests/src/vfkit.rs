@@ -20,13 +20,11 @@ use serde_json::{Value, json};
 
 use self::grammar::{CommandLine, Device};
 use crate::inputs::VHOST_DEVICE_VSOCK;
+use crate::wait::PATIENCE;
 
 /// What QEMU's emulated hardware wants to hear, and Apple's would not: without it a boot takes seconds longer.
 const EMULATED: &str = "mitigations=off tsc=reliable no_timer_check nokaslr random.trust_cpu=on clearcpuid=cx16 \
                         i8042.noaux i8042.nokbd i8042.noprobe cryptomgr.notests";
-
-/// QEMU's side of a socket appears within this time, or something is wrong.
-const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs the machine of a command line until it ends.
 ///
@@ -82,9 +80,9 @@ fn start_vsock(line: &CommandLine, dir: &Path) -> Result<Child> {
 }
 
 fn wait_for(socket: &Path) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + PATIENCE;
     while !socket.exists() {
-        ensure!(Instant::now() < deadline, "no {} within {DEADLINE:?}", socket.display());
+        ensure!(Instant::now() < deadline, "no {} within {PATIENCE:?}", socket.display());
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())

@@ -5,12 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 
 use lazyroot_proto::{Algorithm, verity};
 use lazyroot_tests::lazyroot::{Lazyroot, Mount};
 use lazyroot_tests::s3::{BUCKET, Fault, Proxy, S3};
+use lazyroot_tests::wait::until;
 use lazyroot_tests::{data, rootfs, tree};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -88,9 +88,7 @@ fn a_push_sends_what_is_missing_and_goes_on_after_an_interruption() {
     );
     let mut child = here.command(["store", "push", &bucket(), "one"]);
     let mut child = child.envs(proxy.variables()).stderr(Stdio::null()).spawn().unwrap();
-    while proxy.counts().faults.load(Ordering::Relaxed) == 0 {
-        thread::sleep(Duration::from_millis(10));
-    }
+    until("the server fails", || proxy.counts().faults.load(Ordering::Relaxed) > 0);
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!s3.folder().join("some/prefix/names").exists(), "no name for half an image");

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lazyroot_proto::frame::{Hello, HostMessage, Request, Role};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
@@ -19,9 +19,7 @@ use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::mounts::Unmount;
 use lazyroot_tests::tree;
-
-/// Longer than any answer takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+use lazyroot_tests::wait::{PATIENCE, until};
 
 /// A session about an image on a server of guests.
 struct Guest {
@@ -109,15 +107,7 @@ fn a_cache_that_is_killed_at_any_moment_serves_nothing_wrong_and_loses_nothing()
     }
     // And the bound held, but for what a killed process had not counted yet.
     let cache = near.home().join("cache/objects");
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let bytes = disk_bytes(&cache);
-        if bytes < 8 << 20 {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{bytes} bytes in a cache of 3 MiB");
-        thread::sleep(Duration::from_millis(100));
-    }
+    until("the cache of 3 MiB is below 8", || disk_bytes(&cache) < 8 << 20);
 }
 
 fn disk_bytes(dir: &Path) -> u64 {

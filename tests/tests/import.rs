@@ -5,10 +5,8 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use composefs::repository::Repository;
 use lazyroot::store::{Object, Progress, Source, Store};
@@ -18,8 +16,10 @@ use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::mounts::{Mounted, Unmount};
 use lazyroot_tests::oci::*;
+use lazyroot_tests::programs::start_on_port;
 use lazyroot_tests::stores::{assert_no_leftovers, files, import, inspect, store};
 use lazyroot_tests::tree;
+use lazyroot_tests::wait::until;
 use lazyroot_tests::{run_program, temporary};
 use rustix::fs::CWD;
 use serde_json::json;
@@ -148,11 +148,10 @@ fn an_interrupted_import_leaves_nothing_behind() {
     let dir = format!("dir:{}", source.path().display());
     let repository = lazyroot.home().join("repository");
     let mut child = lazyroot.command(["image", "import", &dir]).spawn().unwrap();
-    let start = Instant::now();
-    while !fs::read_dir(repository.join("objects")).is_ok_and(|mut folders| folders.next().is_some()) {
-        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until("the first object is there", || {
+        assert_eq!(child.try_wait().unwrap(), None, "the import goes on");
+        fs::read_dir(repository.join("objects")).is_ok_and(|mut folders| folders.next().is_some())
+    });
     // Not SIGINT, which whatever a script starts in the background ignores.
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
     assert!(!child.wait().unwrap().success());
@@ -236,26 +235,22 @@ struct Registry {
 impl Registry {
     fn start() -> Self {
         let dir = temporary();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let address = format!("localhost:{port}");
-        let config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+        let (child, port) = start_on_port("docker-registry (apt-get install docker-registry)", |port| {
+            let config = format!(
+                "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
              http: {{addr: \"127.0.0.1:{port}\"}}\n",
-            dir.path().join("data").display()
-        );
-        fs::write(dir.path().join("config.yml"), config).unwrap();
+                dir.path().join("data").display()
+            );
+            fs::write(dir.path().join("config.yml"), config).unwrap();
+            let mut command = Command::new("docker-registry");
+            command.arg("serve").arg(dir.path().join("config.yml")).stdout(Stdio::null()).stderr(Stdio::null());
+            command
+        });
+        let address = format!("localhost:{port}");
         let registries = format!("[[registry]]\nlocation = \"{address}\"\ninsecure = true\n");
         let home = dir.path().join("home/.config/containers");
         fs::create_dir_all(&home).unwrap();
         fs::write(home.join("registries.conf"), registries).unwrap();
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(dir.path().join("config.yml")).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().unwrap_or_else(|error| panic!("{error}: apt-get install docker-registry"));
-        let start = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(30), "the registry does not answer");
-            std::thread::sleep(Duration::from_millis(20));
-        }
         Self { child, address, dir }
     }
 }

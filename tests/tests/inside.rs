@@ -22,6 +22,7 @@ use lazyroot_proto::{Algorithm, verity};
 use lazyroot_tests::awkward::{awkward_tree, pattern};
 use lazyroot_tests::inputs::LAZYROOT;
 use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::programs::copy_program;
 use lazyroot_tests::tree;
 use proptest::prelude::*;
 use rustix::fs::CWD;
@@ -209,7 +210,7 @@ fn looking_inside_needs_no_root() {
     let nobody = 65_534;
     // What was built may be in a folder that is closed to others.
     let program = home.path().join("lazyroot");
-    fs::copy(LAZYROOT.path(), &program).unwrap();
+    copy_program(&LAZYROOT.path(), &program);
     std::os::unix::fs::chown(home.path(), Some(nobody), Some(nobody)).unwrap();
     for open in [lazyroot.home().to_owned(), lazyroot.home().join("repository")] {
         fs::set_permissions(open, fs::Permissions::from_mode(0o755)).unwrap();

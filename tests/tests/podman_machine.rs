@@ -2,10 +2,10 @@
 //! kernel, in which the very command runs that lazyroot sends.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::programs::write_script;
 use lazyroot_tests::{kernel_deb, vfkit};
 use tempfile::TempDir;
 
@@ -16,9 +16,7 @@ const INSPECT: &str = r#"[{"ConfigDir":{"Path":"/nowhere"},"Name":"podman-machin
 /// A folder for `PATH` with a podman that does this.
 fn podman(script: &str) -> TempDir {
     let dir = TempDir::with_prefix("lr").unwrap();
-    let program = dir.path().join("podman");
-    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&dir.path().join("podman"), script);
     dir
 }
 

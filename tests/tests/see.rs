@@ -6,19 +6,15 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use lazyroot_proto::frame::{HEADER, Header, Hello, HostMessage, Metadata, Request, Role};
 use lazyroot_proto::reads::{Counters, Extent, Origin, Read, decode_hints};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use lazyroot_tests::images::debian;
 use lazyroot_tests::lazyroot::{Lazyroot, Server};
+use lazyroot_tests::wait::{PATIENCE, until_some};
 use roxmltree::Document;
 use serde_json::Value;
-
-/// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn parse(text: &str) -> Value {
     serde_json::from_str(text).expect("JSON")
@@ -26,18 +22,6 @@ fn parse(text: &str) -> Value {
 
 fn json(lazyroot: &Lazyroot, arguments: &[&str]) -> Value {
     parse(&lazyroot.ok([arguments, &["--format", "json"]].concat()))
-}
-
-/// Waits until it is there: guests tell what they read a moment later.
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what} does not come");
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// A store with an image of one large file and two that are the same: the image's id.
@@ -196,7 +180,7 @@ fn a_servers_guests_are_seen_in_stats_top_traces_metrics_and_the_next_ones_profi
 
     // The guest loses its connection, and goes on counting on another: nothing is counted twice.
     drop(guest);
-    until("the end of the session", || (scrape(&address)["lazyroot_sessions"] == 0.0).then_some(()));
+    until_some("the end of the session", || (scrape(&address)["lazyroot_sessions"] == 0.0).then_some(()));
     let (mut guest, offered) = Guest::connect(&server, image);
     counters.verified_bytes += 1;
     guest.tell(&Request::Counters(Box::new(counters)));
@@ -245,7 +229,7 @@ fn a_mounts_reads_are_counted_remembered_and_sent_ahead_next_time() {
 
     let mount = lazyroot.mount("small", &[]);
     read_all(mount.path());
-    let stats = until("what was read", || {
+    let stats = until_some("what was read", || {
         Some(stats_of(mount.path())).filter(|stats| stats["touched_percent"].as_f64() == Some(100.0))
     });
     let number = |path: &str| stats.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path}: {stats}"));
@@ -255,7 +239,7 @@ fn a_mounts_reads_are_counted_remembered_and_sent_ahead_next_time() {
     assert!(lazyroot.ok(["top", "--once"]).contains(mount.path().to_str().unwrap()));
     drop(mount);
 
-    let profile = until("the profile", || {
+    let profile = until_some("the profile", || {
         let shown = lazyroot.run(["profile", "show", "small", "--format", "json"]);
         shown.status.success().then(|| parse(&String::from_utf8(shown.stdout).unwrap()))
     });
@@ -266,12 +250,12 @@ fn a_mounts_reads_are_counted_remembered_and_sent_ahead_next_time() {
 
     let again = lazyroot.mount("small", &[]);
     // In this run the small file is watched; the large one goes into the page cache.
-    until("what is sent ahead", || {
+    until_some("what is sent ahead", || {
         let guest = &stats_of(again.path())["guest"];
         (guest["profile_bytes"].as_u64()? >= 5000 && guest["unseen"]["bytes"].as_u64()? >= 300_000).then_some(())
     });
     read_all(again.path());
-    let stats = until("its use", || {
+    let stats = until_some("its use", || {
         let stats = stats_of(again.path());
         (stats["guest"]["reads"]["profile"]["count"].as_u64()? > 0 && stats["profile_wasted_bytes"] == 0)
             .then_some(stats)
@@ -310,7 +294,7 @@ fn a_vms_boot_is_shown_remembered_and_sent_ahead_next_time() {
     let script = format!("python3 -c '{import}'; sleep 1000");
     debian.ok(["run", "-d", "--hypervisor", "qemu:tcg", "--name", "seen", "debian", "--", "sh", "-c", &script]);
     // Until the import is through: a guest tells what it has read as it reads, so a look before may find anything.
-    let stats = until("what was sent ahead", || {
+    let stats = until_some("what was sent ahead", || {
         let stats = json(&debian, &["stats", "seen"]);
         let (watched, unseen) = (&stats["guest"]["reads"]["profile"], &stats["guest"]["unseen"]);
         // Python alone is larger.

@@ -3,21 +3,16 @@
 //! Mounts need root.
 
 use std::fs::{self};
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use lazyroot_tests::data::small_tree;
 use lazyroot_tests::far_end::kill_meanwhile;
 use lazyroot_tests::inputs::LAZYROOT;
 use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::programs::start_on_port;
 use lazyroot_tests::tree;
 use tempfile::TempDir;
-
-/// Longer than any answer takes.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An OpenSSH server of the test's own, on loopback, that lets one key in.
 struct Sshd {
@@ -38,24 +33,20 @@ impl Sshd {
         fs::copy(path("user.pub"), path("authorized")).unwrap();
         // Where sshd's privileged half lives; it makes sure of that itself only when init starts it.
         fs::create_dir_all("/run/sshd").unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let config = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
+        let (child, port) = start_on_port("sshd", |port| {
+            let config = format!(
+                "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nPermitRootLogin yes\n",
-            path("host"),
-            path("authorized")
-        );
-        fs::write(path("config"), config).unwrap();
+                path("host"),
+                path("authorized")
+            );
+            fs::write(path("config"), config).unwrap();
+            let mut command = Command::new("/usr/sbin/sshd");
+            command.args(["-D", "-e", "-f", &path("config")]).stderr(Stdio::null());
+            command
+        });
         let known = fs::read_to_string(path("host.pub")).unwrap();
         fs::write(path("known"), format!("[127.0.0.1]:{port} {known}")).unwrap();
-        let child =
-            Command::new("/usr/sbin/sshd").args(["-D", "-e", "-f", &path("config")]).stderr(Stdio::null()).spawn();
-        let child = child.expect("apt-get install openssh-server");
-        let deadline = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "sshd does not listen");
-            thread::sleep(Duration::from_millis(20));
-        }
         Self { child, dir, port }
     }
 

@@ -5,7 +5,6 @@
 use std::collections::HashSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
 
 use composefs::fsverity::Sha256HashValue;
 use composefs::repository::Repository;
@@ -17,6 +16,7 @@ use lazyroot_tests::mounts::Mounted;
 use lazyroot_tests::oci::*;
 use lazyroot_tests::stores::{files, import, inspect, store};
 use lazyroot_tests::tree;
+use lazyroot_tests::wait::{until, until_some};
 use lazyroot_tests::{run_program, temporary};
 use rustix::fs::CWD;
 use serde_json::{Value, json};
@@ -180,25 +180,20 @@ fn stats_name_what_is_read_now_and_most() {
     lazyroot.import(source.path(), "a");
     let read = |mount: &lazyroot_tests::lazyroot::Mount, name: &str| fs::read(mount.path().join(name)).unwrap();
     read(&lazyroot.mount("a", &[]), "hot");
-    let start = Instant::now();
     // With a profile it would be put where a read of it is not seen.
     let profiles = lazyroot.home().join("repository/lazyroot/profiles");
-    while fs::remove_file(profiles.join(store(&lazyroot).resolve("a").unwrap().id.to_hex())).is_err() {
-        assert!(start.elapsed() < Duration::from_secs(30), "no profile was written");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    until("a profile is written", || {
+        fs::remove_file(profiles.join(store(&lazyroot).resolve("a").unwrap().id.to_hex())).is_ok()
+    });
     let mount = lazyroot.mount("a", &[]);
     read(&mount, "warm");
     read(&mount, "hot");
     // A guest tells now and then what it has read.
-    let stats = loop {
+    let stats = until_some("both reads are told", || {
         let stats: Value = serde_json::from_str(&lazyroot.ok(["store", "stats", "--format", "json"])).unwrap();
-        if stats["hottest"][0]["runs"] == 2 && stats["reading"][0]["files"].as_array().unwrap().len() == 2 {
-            break stats;
-        }
-        assert!(start.elapsed() < Duration::from_secs(30), "{stats}");
-        std::thread::sleep(Duration::from_millis(100));
-    };
+        let is_told = stats["hottest"][0]["runs"] == 2 && stats["reading"][0]["files"].as_array().unwrap().len() == 2;
+        is_told.then_some(stats)
+    });
     assert_eq!((&stats["hottest"][0]["file"], &stats["hottest"][0]["size"]), (&json!("/hot"), &json!(300)));
     assert_eq!(stats["hottest"][1]["file"], "/warm");
     assert_eq!(stats["reading"][0]["files"], json!(["/hot", "/warm"]));

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lazyroot::store::Store;
 use lazyroot_proto::ObjectId;
@@ -14,6 +14,7 @@ use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::{Lazyroot, give_environment};
 use lazyroot_tests::rootfs;
 use lazyroot_tests::stores::{assert_sound, files, id_of, object_file, repository};
+use lazyroot_tests::wait::until;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -80,12 +81,8 @@ fn what_is_in_use_is_neither_removed_nor_collected() {
         assert_eq!(fs::read(mount.path().join(number.to_string())).unwrap(), numbered(number, 5000));
     }
     drop(mount);
-    let start = Instant::now();
     // The mount's process ends by itself.
-    while gc(&lazyroot, &[])["images"] != serde_json::json!([id]) {
-        assert!(start.elapsed() < Duration::from_secs(30), "the pin outlives its mount");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    until("the pin of the mount ends", || gc(&lazyroot, &[])["images"] == serde_json::json!([id]));
     assert_sound(&lazyroot);
 }
 
@@ -96,11 +93,7 @@ fn a_pin_dies_with_its_process() {
     let socket = lazyroot.home().join("s");
     let mut child = lazyroot.command(["serve", "--listen", &format!("unix:{}", socket.display()), "one"]);
     let mut child = child.stdout(Stdio::null()).spawn().unwrap();
-    let start = Instant::now();
-    while !socket.exists() {
-        assert!(start.elapsed() < Duration::from_secs(30));
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("the server listens", || socket.exists());
     assert!(lazyroot.error(["image", "rm", "one"]).contains("in use by a server"));
     child.kill().unwrap();
     child.wait().unwrap();
@@ -315,11 +308,7 @@ fn the_image_of_a_running_vm_stays() {
     let here = std::process::Command::new("sha256sum").arg(rootfs().join(file)).output().unwrap();
     assert_eq!(said.split(' ').next(), String::from_utf8(here.stdout).unwrap().split(' ').next());
     lazyroot.ok(["rm", "--force", "vm"]);
-    let start = Instant::now();
-    while gc(&lazyroot, &[])["images"] != serde_json::json!([id]) {
-        assert!(start.elapsed() < Duration::from_secs(30), "the pin outlives its VM");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    until("the pin of the VM ends", || gc(&lazyroot, &[])["images"] == serde_json::json!([id]));
 }
 
 #[test]

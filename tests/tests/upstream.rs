@@ -8,8 +8,6 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use lazyroot_proto::frame::{Hello, HostMessage, Request, Role};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
@@ -20,11 +18,9 @@ use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::mounts::Unmount;
 use lazyroot_tests::stores::object_file;
+use lazyroot_tests::wait::{PATIENCE, until};
 use lazyroot_tests::{rootfs, tree};
 use serde_json::Value;
-
-/// Longer than any answer takes.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_mount_through_another_lazyroot_is_the_imported_tree_and_stays_when_that_is_gone() {
@@ -55,11 +51,7 @@ fn a_command_whose_far_end_is_killed_again_and_again_is_a_pause_and_not_an_error
     });
     assert!(kills > 0, "the far end was never killed");
     drop(mount);
-    let deadline = Instant::now() + PATIENCE;
-    while !far_ends(&far).is_empty() {
-        assert!(Instant::now() < deadline, "the far end outlives the mount");
-        thread::sleep(Duration::from_millis(20));
-    }
+    until("the far end ends with the mount", || far_ends(&far).is_empty());
 }
 
 #[test]

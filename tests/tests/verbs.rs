@@ -163,11 +163,15 @@ fn names_that_mean_no_vm_or_several_are_refused_with_those_there_are() {
 fn a_shell_has_a_terminal_that_is_resized_with_ours() {
     let debian = debian();
     let vm = Vm::start(&debian, "sized", &["debian", "--", "sleep", "1000"]);
-    // script(1) gives lazyroot a terminal; stty(1) resizes that.
+    let dir = temporary();
+    let first_seen = dir.path().join("first-seen");
+    // script(1) gives lazyroot a terminal; stty(1) resizes that once the guest has told the first size.
     let program = debian.command(["shell", &vm.name]);
     let lazyroot = program.get_program().to_string_lossy().into_owned();
-    let inner =
-        format!("stty rows 33 cols 99; (sleep 3; stty -F /dev/tty rows 44 cols 55) & exec '{lazyroot}' shell sized");
+    let inner = format!(
+        "stty rows 33 cols 99; (until [ -e '{}' ]; do sleep 0.1; done; stty -F /dev/tty rows 44 cols 55) & exec '{lazyroot}' shell sized",
+        first_seen.display()
+    );
     let mut script = Command::new("script");
     script.args(["-qec", &inner, "/dev/null"]);
     give_environment(&mut script, &program);
@@ -177,10 +181,19 @@ fn a_shell_has_a_terminal_that_is_resized_with_ours() {
     stdin
         .write_all(b"stty size; while [ \"$(stty size)\" != '44 55' ]; do sleep 0.1; done; echo resized; exit 9\n")
         .unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = text(&output.stdout);
-    assert!(said.contains("33 99") && said.contains("resized\r\n"), "{said}");
-    assert_eq!(output.status.code(), Some(9), "{said}");
+    let mut stdout = child.stdout.take().unwrap();
+    let mut said = String::new();
+    while !said.contains("33 99") {
+        let mut bytes = [0; 1000];
+        let len = stdout.read(&mut bytes).unwrap();
+        assert!(len > 0, "{said}");
+        said.push_str(&text(&bytes[..len]));
+    }
+    fs::write(&first_seen, "").unwrap();
+    stdout.read_to_string(&mut said).unwrap();
+    let status = child.wait().unwrap();
+    assert!(said.contains("resized\r\n"), "{said}");
+    assert_eq!(status.code(), Some(9), "{said}");
 }
 
 #[test]

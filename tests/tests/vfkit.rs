@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use lazyroot_tests::images::{debian, debian_of_its_own};
 use lazyroot_tests::lazyroot::Lazyroot;
+use lazyroot_tests::programs::write_script;
 use lazyroot_tests::{text, vfkit};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -30,9 +30,7 @@ impl Tools {
 
     /// And another program that is this shell script.
     fn with(self, name: &str, script: &str) -> Self {
-        let program = self.0.path().join(name);
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&self.0.path().join(name), script);
         self
     }
 

@@ -6,11 +6,11 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use lazyroot_tests::images::{debian, debian_of_its_own, tiny_root};
 use lazyroot_tests::lazyroot::{Lazyroot, give_environment};
 use lazyroot_tests::text;
+use lazyroot_tests::wait::until;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// `lazyroot run` with these options, image and command.
@@ -210,9 +210,9 @@ fn nothing_is_left_behind_however_lazyroot_ends() {
     let lazyroot = debian_of_its_own();
     assert!(output(&lazyroot, &["debian", "--", "true"]).status.success());
     assert_nothing_left(&lazyroot);
-    // Ctrl-C before the command runs, or, where a boot takes no time at all, just after it has begun.
+    // Ctrl-C while the VM boots, or, where a boot takes no time at all, just after its command has begun.
     let early = run(&lazyroot, &["debian", "--", "sleep", "100"]).stdin(Stdio::null()).spawn().unwrap();
-    thread::sleep(Duration::from_millis(700));
+    until("the hypervisor has started", || lazyroot.processes().len() > 1);
     signal(&early, Signal::INT);
     assert_eq!({ early }.wait().unwrap().code(), Some(130));
     assert_nothing_left(&lazyroot);
@@ -220,11 +220,7 @@ fn nothing_is_left_behind_however_lazyroot_ends() {
     let (mut child, _output) = start_until_up(&lazyroot, &[], "echo up; sleep 100");
     child.kill().unwrap();
     child.wait().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !lazyroot.processes().is_empty() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!(lazyroot.processes(), [0u32; 0]);
+    lazyroot.assert_nothing_runs();
     assert!(output(&lazyroot, &["debian", "--", "true"]).status.success());
     assert_nothing_left(&lazyroot);
 }
