@@ -1,7 +1,7 @@
 //! Kernel files: whatever the bytes are, unwrapping ends with a kernel or an error, in bounded memory.
 #![no_main]
 
-use lazyroot::vm::unwrap::{uki_release, unwrap};
+use lazyroot::vm::kernel::unwrap::{uki_release, unwrap};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|file: &[u8]| {

@@ -13,9 +13,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lazyroot::vm::accel::Accelerator;
-use lazyroot::vm::arch::Arch;
-use lazyroot::vm::{end_with_parent, qemu};
+use lazyroot::vm::hypervisor::qemu;
+use lazyroot::vm::hypervisor::qemu::accelerator::Accelerator;
+use lazyroot::vm::kernel::arch::Arch;
+use lazyroot::vm::process::end_with_parent;
 use serde_json::{Value, json};
 
 use self::grammar::{CommandLine, Device};

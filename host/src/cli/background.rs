@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context as _, Result};
 
 use super::EXIT_OWN_ERROR;
-use crate::vm::end_with_parent;
+use crate::vm::process::end_with_parent;
 
 /// Set for the process in the background.
 const BACKGROUND: &str = "LAZYROOT_IN_BACKGROUND";

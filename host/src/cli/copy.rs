@@ -11,7 +11,7 @@ use super::exec::find_running;
 use super::{Context, print, runtime};
 use crate::human::columns;
 use crate::text::printable;
-use crate::vm::copy;
+use crate::vm::guest::copy;
 use crate::vm::instance::Vms;
 
 /// Copy files and folders into a running VM, or out of it

@@ -19,9 +19,9 @@ use crate::settings::Settings;
 use crate::store::{RemoteImages, Store, UpstreamAddress, UpstreamSpec, check_upstream};
 use crate::text::printable;
 use crate::vm;
-use crate::vm::arch::Arch;
-use crate::vm::checks::{Check, Weight};
-use crate::vm::kernel::Kernels;
+use crate::vm::hypervisor::checks::{Check, Weight};
+use crate::vm::kernel::arch::Arch;
+use crate::vm::kernel::bundle::Kernels;
 
 /// Less than this free on the store's disk is worth a word: an image is of this order.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -133,7 +133,7 @@ fn store(context: &Context) -> Vec<Finding> {
 
 /// What boots in every VM.
 fn guest(context: &Context) -> Vec<Finding> {
-    let guest_init = match vm::initramfs::guest_init_path(Arch::HOST) {
+    let guest_init = match vm::kernel::initramfs::guest_init_path(Arch::HOST) {
         Ok(path) => good("guest-init", path.display().to_string()),
         Err(error) => bad("guest-init", "not found", format!("{error:#}")),
     };
@@ -154,7 +154,7 @@ fn guest(context: &Context) -> Vec<Finding> {
 fn machine(context: &Context) -> Vec<Finding> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut findings = vec![kernel_findings(&release)];
-    findings.push(match vm::qemu::program(Arch::HOST) {
+    findings.push(match vm::hypervisor::qemu::program(Arch::HOST) {
         Err(error) => bad("hypervisor", "QEMU is not installed", format!("{error:#}")),
         Ok(program) => {
             let output = Command::new(&program).arg("--version").output();
@@ -178,7 +178,7 @@ fn machine(context: &Context) -> Vec<Finding> {
     ));
     findings.push(match OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock") {
         Ok(_) => good("vsock", "/dev/vhost-vsock"),
-        Err(error) => match vm::qemu::vhost_device_vsock(&context.home) {
+        Err(error) => match vm::hypervisor::qemu::vhost_device_vsock(&context.home) {
             Ok(program) => good("vsock", format!("{} (/dev/vhost-vsock: {error})", program.display())),
             Err(missing) => bad("vsock", format!("/dev/vhost-vsock: {error}"), format!("{missing:#}")),
         },
@@ -226,7 +226,7 @@ fn device(name: &'static str, path: &Path, mend: &str) -> Finding {
 
 #[cfg(not(target_os = "linux"))]
 fn machine(_context: &Context) -> Vec<Finding> {
-    vm::checks::macos().into_iter().map(Finding::from).collect()
+    vm::hypervisor::checks::macos().into_iter().map(Finding::from).collect()
 }
 
 impl From<Check> for Finding {
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_check_of_a_mac_is_a_finding_with_the_way_out() {
-        for check in vm::checks::macos() {
+        for check in vm::hypervisor::checks::macos() {
             let (weight, missing) = (check.weight, check.outcome.is_err());
             let finding = Finding::from(check);
             let health = match (missing, weight) {

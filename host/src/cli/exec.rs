@@ -7,8 +7,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lazyroot_proto::exec::{Exec, ExecError, TerminalSize};
 
 use super::{Context, runtime};
+use crate::vm::guest::exec;
+use crate::vm::instance::control;
 use crate::vm::instance::{Found, State, Vms};
-use crate::vm::{control, exec};
 
 /// Run a command in a running VM
 ///

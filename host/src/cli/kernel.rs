@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{Context, Format, print};
 use crate::store::Store;
-use crate::vm::kernel::{KernelSource, Kernels};
+use crate::vm::kernel::bundle::{KernelSource, Kernels};
 
 /// Kernels that VMs boot
 #[derive(clap::Subcommand)]

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::exec::find_running;
 use super::{Context, runtime};
-use crate::vm::control::{self, OrderKind};
+use crate::vm::instance::control::{self, OrderKind};
+use crate::vm::instance::stop;
 use crate::vm::instance::{End, State, Vms};
-use crate::vm::stop;
 
 /// Stop VMs: ask each guest to shut down, and end it hard if it takes too long
 #[derive(clap::Args)]

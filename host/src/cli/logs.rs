@@ -6,8 +6,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 
 use super::{Context, print, ps, runtime};
+use crate::vm::hypervisor::console;
+use crate::vm::instance::control;
 use crate::vm::instance::{State, Vms};
-use crate::vm::{console, control, launch, log};
+use crate::vm::launch;
+use crate::vm::log;
 
 /// Show what a VM said: what its command wrote, or its console
 ///

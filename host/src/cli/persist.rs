@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{Context, background, print, run, runtime};
 use crate::store::{ImageName, Store};
-use crate::vm::copy;
+use crate::vm::guest::copy;
+use crate::vm::instance::disks::{Disks, Saved};
 use crate::vm::instance::{Found, Record, State, Vms};
-use crate::vm::kernel::Kernels;
-use crate::vm::persist::{Disks, Saved};
+use crate::vm::kernel::bundle::Kernels;
 
 /// Start a stopped VM that was made with --persist
 #[derive(clap::Args)]

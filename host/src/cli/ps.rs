@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::{Context, Format, print, runtime};
 use crate::human::{age, columns};
-use crate::vm::control;
+use crate::vm::instance::control;
+use crate::vm::instance::status::{Status, Timings};
 use crate::vm::instance::{self, Found, Record, State, Vms};
-use crate::vm::status::{Status, Timings};
 
 /// List the VMs that run
 #[derive(clap::Args)]

@@ -19,15 +19,16 @@ use super::{Context, background};
 use crate::human::mebibytes;
 use crate::serve::ProfileUse;
 use crate::store::{BOOT, Image, Store};
-use crate::vm::factory::Choice;
-use crate::vm::hypervisor::Network;
+use crate::vm::guest::copy;
+use crate::vm::guest::exec;
+use crate::vm::guest::ports::PortMap;
+use crate::vm::guest::readiness::Wait;
+use crate::vm::hypervisor::machine::Network;
+use crate::vm::hypervisor::registry::Choice;
+use crate::vm::instance::disks::{Disks, Saved};
+use crate::vm::instance::volume::Volume;
 use crate::vm::instance::{State, Vms};
 use crate::vm::launch::{self, Keep, Launch};
-use crate::vm::persist::{Disks, Saved};
-use crate::vm::ports::PortMap;
-use crate::vm::ready::Wait;
-use crate::vm::volume::Volume;
-use crate::vm::{copy, exec};
 
 /// Boot an ephemeral VM into an image, and run a command in it or its own init
 ///

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::Context;
 use crate::settings::Settings;
 use crate::store::{CacheSize, RemoteImages, Store, UpstreamAddress, UpstreamSpec};
-use crate::vm::podman::PODMAN;
+use crate::vm::podman_machine::PODMAN;
 
 /// Options of every verb that reads images which may be elsewhere.
 #[derive(clap::Args)]

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::exec::find_running;
 use super::{Context, print, runtime};
-use crate::vm::ssh::{self, Keys};
+use crate::vm::guest::ssh::{self, Keys};
 
 /// Log in to a running VM with OpenSSH, over no network, with a key of the VM's own
 ///

@@ -8,7 +8,7 @@ use super::{Context, Format, output, shown};
 use crate::human::size;
 use crate::store::{Collect, Store};
 use crate::text::printable;
-use crate::vm::kernel::Kernels;
+use crate::vm::kernel::bundle::Kernels;
 
 /// Arguments of `store gc`.
 #[derive(clap::Args)]

@@ -9,12 +9,12 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
-use lazyroot::vm::accel::Accelerator;
-use lazyroot::vm::arch::Arch;
-use lazyroot::vm::hypervisor::{Console, Hypervisor, MachineSpec, Network};
-use lazyroot::vm::initramfs;
-use lazyroot::vm::kernel::{Kernels, modules_of_deb};
-use lazyroot::vm::qemu::{self, Qemu};
+use lazyroot::vm::hypervisor::machine::{Console, Hypervisor, MachineSpec, Network};
+use lazyroot::vm::hypervisor::qemu::accelerator::Accelerator;
+use lazyroot::vm::hypervisor::qemu::{self, Qemu};
+use lazyroot::vm::kernel::arch::Arch;
+use lazyroot::vm::kernel::bundle::{Kernels, modules_of_deb};
+use lazyroot::vm::kernel::initramfs;
 use lazyroot_proto::frame::DEFAULT_PORT;
 
 use super::{Boot, CPUS, MEMORY_MIB, Running, Session, System};

@@ -17,20 +17,6 @@ use lazyroot_proto::settings::{self, MAX_SETTINGS, Settings};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::arch::Arch;
-use super::console::ConsoleLog;
-use super::control::{Control, Order, OrderKind};
-use super::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
-use super::hypervisor::{Access, Console, Disk, GuestListener, Hypervisor, Machine, MachineSpec, Network, Share};
-use super::instance::{self, Defaults, End, Instance, Record, Vms};
-use super::kernel::{Kernel, KernelSource, Kernels};
-use super::log::{self, Log};
-use super::modules::Feature;
-use super::ports::{Bound, PortMap};
-use super::ready::Wait;
-use super::status::{Phase, Watch};
-use super::volume::Volume;
-use super::{factory, initramfs};
 use crate::home::Home;
 use crate::serve::report::{Kind, Reporter};
 use crate::serve::{
@@ -38,6 +24,23 @@ use crate::serve::{
 };
 use crate::store::{Image, Pin, Store, Traffic};
 use crate::text::printable;
+use crate::vm::guest::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
+use crate::vm::guest::ports::{Bound, PortMap};
+use crate::vm::guest::readiness::Wait;
+use crate::vm::hypervisor::console::ConsoleLog;
+use crate::vm::hypervisor::machine::{
+    Access, Console, Disk, GuestListener, Hypervisor, Machine, MachineSpec, Network, Share,
+};
+use crate::vm::hypervisor::registry;
+use crate::vm::instance::control::{Control, Order, OrderKind};
+use crate::vm::instance::status::{Phase, Watch};
+use crate::vm::instance::volume::Volume;
+use crate::vm::instance::{self, Defaults, End, Instance, Record, Vms};
+use crate::vm::kernel::arch::Arch;
+use crate::vm::kernel::bundle::{Kernel, KernelSource, Kernels};
+use crate::vm::kernel::initramfs;
+use crate::vm::kernel::modules::Feature;
+use crate::vm::log::{self, Log};
 
 /// How long a guest may take from its start to its agent's first word. An emulated CPU needs about five seconds
 /// on an idle machine; ten times that on a busy one is still a VM that comes up.
@@ -81,7 +84,7 @@ pub struct Launch {
     /// More words for the kernel command line.
     pub append: Vec<String>,
     /// Which hypervisor and accelerator.
-    pub hypervisor: factory::Choice,
+    pub hypervisor: registry::Choice,
     /// Show the guest's console on standard error while a command runs.
     pub show_console: bool,
     /// Its network; `None` for one in user space if the kernel can.
@@ -181,7 +184,7 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
 /// whoever waited; the future then lasts as long as the VM. A command that cannot be run gives its status, and why.
 ///
 /// # Errors
-/// If the VM cannot be started or does not become ready; what happens later is for [`Found`](super::instance::Found).
+/// If the VM cannot be started or does not become ready; what happens later is for [`Found`](crate::vm::instance::Found).
 pub async fn run_detached(
     home: &Home,
     store: &Store,
@@ -352,7 +355,7 @@ impl Vm {
         features.extend((!shares.is_empty()).then_some(Feature::Share));
         features.extend(launch.disk.is_some().then_some(Feature::Disk));
         let initramfs = initramfs::build(home, &kernel, &initramfs::guest_init_path(kernel.bundle.arch)?, &features)?;
-        let hypervisor = factory::make(home, launch.hypervisor, &kernel, &initramfs).await?;
+        let hypervisor = registry::make(home, launch.hypervisor, &kernel, &initramfs).await?;
         let accelerator = hypervisor.acceleration();
         // First of all that others can see: bound, a port is ours.
         let ports = launch.ports.iter().cloned().map(Bound::bind).collect::<Result<Vec<_>>>()?;

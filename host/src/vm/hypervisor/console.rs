@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::hypervisor::Console;
-use super::log::Log;
+use crate::vm::hypervisor::machine::Console;
+use crate::vm::log::Log;
 
 /// The log's name in a VM's folder.
 pub const LOG: &str = "console.log";
@@ -180,7 +180,7 @@ mod tests {
             writer.write_all(&line).unwrap();
             writer.write_all(format!("\n{number}\n").as_bytes()).unwrap();
             tail.move_to(&mut to).unwrap();
-            let said = super::super::log::read(&log).unwrap();
+            let said = crate::vm::log::read(&log).unwrap();
             assert!(said.ends_with(format!("x\n{number}\n").as_bytes()), "{number}");
             assert!(!said.contains(&0), "{number}: a hole was read");
             assert!(writer.metadata().unwrap().blocks() * 512 <= READ_ALREADY + 200_000, "{number}");

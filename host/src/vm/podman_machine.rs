@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::programs::Requirement;
 use crate::text::printable;
+use crate::vm::programs::Requirement;
 
 /// The podman that we need: 5.0 runs its machines with vfkit itself.
 pub const PODMAN: Requirement = Requirement {

@@ -6,7 +6,7 @@
 //! Nothing here needs macOS but vfkit itself.
 
 pub mod arguments;
-mod gvproxy;
+
 pub mod rest;
 
 use std::fs::File;
@@ -20,14 +20,14 @@ use lazyroot_proto::settings;
 use tokio::process::Child;
 
 use self::arguments::{Sockets, arguments};
-use self::gvproxy::Gvproxy;
 use self::rest::{Change, Rest, State};
-use super::arch::Arch;
-use super::child::{Leash, last_words, leashed};
-use super::hypervisor::{BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec, Network};
-use super::kernel::{Bundle, Kernel};
-use super::programs::Requirement;
-use super::unwrap;
+use crate::vm::hypervisor::helpers::gvproxy::Gvproxy;
+use crate::vm::hypervisor::machine::{BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec, Network};
+use crate::vm::kernel::arch::Arch;
+use crate::vm::kernel::bundle::{Bundle, Kernel};
+use crate::vm::kernel::unwrap;
+use crate::vm::process::{Leash, last_words, leashed};
+use crate::vm::programs::Requirement;
 
 /// The vfkit that we need: 0.6.1 has the memory balloon.
 pub const VFKIT: Requirement = Requirement {

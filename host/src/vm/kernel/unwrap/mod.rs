@@ -22,8 +22,8 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use object::read::pe::PeFile64;
 use object::{LittleEndian, Object, ObjectSection};
 
-use super::arch::Arch;
-use super::lz4;
+use crate::vm::kernel::arch::Arch;
+use crate::vm::kernel::lz4;
 
 /// The longest uncompressed kernel accepted, in bytes. Distributions' are 40 to 100 MiB.
 const MAX_KERNEL: u64 = 512 << 20;

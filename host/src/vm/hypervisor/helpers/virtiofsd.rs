@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::process::{Child, Command};
 
-use super::child::{end_with_parent, last_words};
-use super::hypervisor::Share;
-use super::programs;
+use crate::vm::hypervisor::machine::Share;
+use crate::vm::process::{end_with_parent, last_words};
+use crate::vm::programs;
 
 const NAME: &str = "virtiofsd";
 const VARIABLE: &str = "LAZYROOT_VIRTIOFSD";

@@ -8,11 +8,11 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::{Algorithm, verity};
 use object::Object;
 
-use super::arch::Arch;
-use super::kernel::Kernel;
-use super::lz4;
-use super::modules::{Feature, Module};
 use crate::home::Home;
+use crate::vm::kernel::arch::Arch;
+use crate::vm::kernel::bundle::Kernel;
+use crate::vm::kernel::lz4;
+use crate::vm::kernel::modules::{Feature, Module};
 
 /// Built images that are kept; each is well under 3 MiB. More kernels than this in turn cost a rebuild.
 const KEPT: usize = 16;

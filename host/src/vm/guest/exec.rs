@@ -12,10 +12,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::log::Log;
 use crate::complain::complain;
 use crate::serve::{read_frame, write_frame};
 use crate::text::printable;
+use crate::vm::log::Log;
 
 /// Signals that ask to end after which a program that ignores them is given up on.
 const PATIENCE: u32 = 3;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::process::Child;
 
-use crate::vm::child::{Leash, last_words, leashed};
+use crate::vm::process::{Leash, last_words, leashed};
 
 /// How long gvproxy may take to make its socket.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -17,12 +17,12 @@ use anyhow::{Context, Result, bail};
 
 use lazyroot_proto::boot::PROBE_MARKER;
 
-use super::arch::Arch;
-use super::child::end_with_parent;
-use super::kernel::Kernel;
-use super::qemu;
 use crate::complain::complain;
 use crate::home::Home;
+use crate::vm::hypervisor::qemu;
+use crate::vm::kernel::arch::Arch;
+use crate::vm::kernel::bundle::Kernel;
+use crate::vm::process::end_with_parent;
 
 /// A stock kernel reaches init within one second on a machine where KVM works.
 const PROBE_DEADLINE: Duration = Duration::from_secs(4);

@@ -6,8 +6,8 @@ use std::pin::Pin;
 use anyhow::{Result, bail};
 use lazyroot_proto::settings;
 
-use super::console::ConsoleLog;
-use super::kernel::Kernel;
+use crate::vm::hypervisor::console::ConsoleLog;
+use crate::vm::kernel::bundle::Kernel;
 
 /// A future of a trait object's method.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -8,8 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use lazyroot_proto::exec::Exec;
 
-use super::status::Watch;
-use super::{control, exec, ssh};
+use crate::vm::guest::exec;
+use crate::vm::guest::ssh;
+use crate::vm::instance::control;
+use crate::vm::instance::status::Watch;
 
 /// Pause between two looks at a unit: each is a program to run in the guest.
 const EVERY: Duration = Duration::from_millis(500);

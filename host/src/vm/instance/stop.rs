@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::control::{self, OrderKind};
-use super::instance::{Found, Vms};
 use crate::home::Home;
+use crate::vm::instance::control::{self, OrderKind};
+use crate::vm::instance::{Found, Vms};
 
 /// How much longer than its patience a VM's end may take before it counts as hung: its processes are killed then,
 /// which is quick.

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::podman::{PODMAN, PodmanMachine};
-use super::programs::Requirement;
-use super::vfkit::{GVPROXY, VFKIT};
+use crate::vm::hypervisor::vfkit::{GVPROXY, VFKIT};
+use crate::vm::podman_machine::{PODMAN, PodmanMachine};
+use crate::vm::programs::Requirement;
 
 /// What is missing without it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::exec::{Exec, ExecError};
 use tokio::time::Instant;
 
-use super::control;
-use super::copy::{self, write_with_mode};
-use super::exec::{self, Input, Outcome};
-use super::instance::Found;
+use crate::vm::guest::copy::{self, write_with_mode};
+use crate::vm::guest::exec::{self, Input, Outcome};
+use crate::vm::instance::Found;
+use crate::vm::instance::control;
 
 /// Where the guest's half goes: the folder is put into `/run`.
 const GUEST_FOLDER: &str = "lazyroot-ssh";

@@ -12,12 +12,12 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
-use super::arch::Arch;
-use super::modules::{Feature, Module, ModuleTree, version};
-use super::podman::PodmanMachine;
-use super::unwrap::{Format, uki_release, unwrap};
 use crate::home::Home;
 use crate::store::{Image, Store};
+use crate::vm::kernel::arch::Arch;
+use crate::vm::kernel::modules::{Feature, Module, ModuleTree, version};
+use crate::vm::kernel::unwrap::{Format, uki_release, unwrap};
+use crate::vm::podman_machine::PodmanMachine;
 
 /// What `bundle.json` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

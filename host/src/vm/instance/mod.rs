@@ -5,6 +5,12 @@
 //! started to stay (`run -d`) is kept when it ends, with what became of it, until somebody removes it; all others go
 //! with their VM, or are swept away by the next launch.
 
+pub mod control;
+pub mod disks;
+pub mod status;
+pub mod stop;
+pub mod volume;
+
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,11 +19,11 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::persist::Disks;
-use super::ports::PortMap;
-use super::status::Timings;
-use super::volume::Volume;
 use crate::home::Home;
+use crate::vm::guest::ports::PortMap;
+use crate::vm::instance::disks::Disks;
+use crate::vm::instance::status::Timings;
+use crate::vm::instance::volume::Volume;
 
 /// What `vm.json` says about a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

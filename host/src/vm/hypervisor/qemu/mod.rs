@@ -3,6 +3,9 @@
 //! Where the host's kernel has vhost_vsock the guest's connections arrive at AF_VSOCK; elsewhere
 //! vhost-device-vsock, a process of its own beside QEMU, brings them to a unix socket.
 
+pub mod accelerator;
+mod qmp;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,15 +16,18 @@ use lazyroot_proto::frame::DEFAULT_PORT;
 use lazyroot_proto::settings;
 use tokio::process::{Child, Command};
 
-use super::accel::Accelerator;
-use super::arch::Arch;
-use super::child::{end_with_parent, last_words};
-#[cfg(target_os = "linux")]
-use super::console::ConsoleLog;
-use super::hypervisor::{Access, BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec, Network};
-use super::kernel::{Bundle, Kernel};
-use super::{programs, qmp, virtiofsd};
 use crate::home::Home;
+#[cfg(target_os = "linux")]
+use crate::vm::hypervisor::console::ConsoleLog;
+use crate::vm::hypervisor::helpers::virtiofsd;
+use crate::vm::hypervisor::machine::{
+    Access, BoxFuture, Console, GuestListener, Hypervisor, Machine, MachineSpec, Network,
+};
+use crate::vm::hypervisor::qemu::accelerator::Accelerator;
+use crate::vm::kernel::arch::Arch;
+use crate::vm::kernel::bundle::{Bundle, Kernel};
+use crate::vm::process::{end_with_parent, last_words};
+use crate::vm::programs;
 
 /// How long vhost-device-vsock may take to make its socket.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(10);

@@ -6,12 +6,12 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail};
 
-use super::accel::{self, Accelerator};
-use super::hypervisor::Hypervisor;
-use super::kernel::Kernel;
-use super::qemu::Qemu;
-use super::vfkit::Vfkit;
 use crate::home::Home;
+use crate::vm::hypervisor::machine::Hypervisor;
+use crate::vm::hypervisor::qemu::Qemu;
+use crate::vm::hypervisor::qemu::accelerator::{self, Accelerator};
+use crate::vm::hypervisor::vfkit::Vfkit;
+use crate::vm::kernel::bundle::Kernel;
 
 /// What the user asked for with `--hypervisor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub async fn make(home: &Home, choice: Choice, kernel: &Kernel, initramfs: &Path
             bail!("QEMU's vsock needs Linux: leave out --hypervisor, or use vfkit")
         }
         Choice::Qemu(accelerator) => {
-            let accelerator = accel::choose(home, kernel, initramfs, accelerator).await?;
+            let accelerator = accelerator::choose(home, kernel, initramfs, accelerator).await?;
             Ok(Box::new(Qemu::new(home, kernel.bundle.arch, accelerator)?))
         }
     }

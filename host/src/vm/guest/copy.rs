@@ -11,8 +11,8 @@ use lazyroot_archive::{pack, unpack};
 use lazyroot_proto::frame::{HEADER, Header};
 use lazyroot_proto::service::{MAX_DATA, Service, ServiceFrame};
 
-use super::control;
 use crate::text::printable;
+use crate::vm::instance::control;
 
 /// Mode bits that a copy out of a guest does not get: nobody here asked for programs of the guest's that run as their
 /// owner.

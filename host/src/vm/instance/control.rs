@@ -12,9 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::status::{Status, Watch};
 use crate::serve::ipc::{receive, send};
 use crate::serve::{Endpoint, GuestAgent, Listener, serve_each};
+use crate::vm::instance::status::{Status, Watch};
 
 /// The socket's name.
 const NAME: &str = "ctl";

@@ -1,0 +1,4 @@
+//! Programs that run beside a hypervisor.
+
+pub mod gvproxy;
+pub mod virtiofsd;
