@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use crate::durable::rename_unsynced;
+
 /// A log's file is put aside at this length, in bytes, and the one put aside before it goes: a guest that talks
 /// without end keeps twice as much on the host, which is more than any boot says.
 const LIMIT: u64 = 1 << 20;
@@ -36,7 +38,7 @@ impl Log {
     /// If it cannot be written.
     pub fn write(&mut self, data: &[u8]) -> io::Result<()> {
         if self.len >= LIMIT {
-            fs::rename(&self.path, older(&self.path))?;
+            rename_unsynced(&self.path, older(&self.path))?;
             *self = Self::create(&self.path)?;
         }
         self.file.write_all(data)?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use lazyroot_proto::ObjectId;
 
 use super::verify::{Verified, objects_needed};
+use crate::durable::rename_unsynced;
 use crate::store::image::remote_images::RemoteImages;
 use crate::store::objects::check::check_object;
 use crate::store::objects::checked_copy;
@@ -115,12 +116,12 @@ fn repair_image(store: &Store, image: &ObjectId, damaged: &[ObjectId], progress:
     let aside = tempfile::Builder::new().prefix("").tempdir_in(store.temporary_dir()?)?;
     let object = |id: &ObjectId| store.path().join("objects").join(id.object_path());
     for id in damaged {
-        let _ = fs::rename(object(id), aside.path().join(id.to_hex()));
+        let _ = rename_unsynced(object(id), aside.path().join(id.to_hex()));
     }
     let imported = composefs::repair(ImportRequest { store, from: &source, rehash: Rehash::Changed, progress }, &names);
     for id in damaged {
         if !object(id).exists() {
-            let _ = fs::rename(aside.path().join(id.to_hex()), object(id));
+            let _ = rename_unsynced(aside.path().join(id.to_hex()), object(id));
         }
     }
     let imported = imported.with_context(|| format!("cannot mend image {shown}"))?;

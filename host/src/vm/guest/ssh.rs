@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::exec::{Exec, ExecError};
 use tokio::time::Instant;
 
+use crate::durable::rename_unsynced;
 use crate::vm::guest::copy::{self, write_with_mode};
 use crate::vm::guest::exec::{self, Input, Outcome};
 use crate::vm::instance::Found;
@@ -43,7 +44,7 @@ impl Keys {
         if !keys.is_dir() {
             let fresh = tempfile::Builder::new().prefix("ssh-").tempdir_in(dir)?;
             make(fresh.path())?;
-            match fs::rename(fresh.path(), &keys) {
+            match rename_unsynced(fresh.path(), &keys) {
                 // Another command was faster.
                 Err(_) if keys.is_dir() => (),
                 made => made.context("cannot keep the VM's keys")?,

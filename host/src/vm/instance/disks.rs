@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::boot::UPPER_DISK_BYTES;
 use serde::{Deserialize, Serialize};
 
+use crate::durable::{rename_durably, rename_unsynced, sync};
 use crate::home::Home;
 use crate::store::{Image, Store};
 
@@ -172,10 +173,10 @@ impl Disks {
         for part in [DISK, SAVED, "."] {
             sync(&fresh.path().join(part))?;
         }
-        fs::rename(fresh.path(), &dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        rename_durably(fresh.path(), &dir, || format!("cannot make {}", dir.display()))?;
         // It has moved.
         let _ = fresh.keep();
-        sync(&self.0)
+        Ok(())
     }
 
     /// Clears away what was left half-made or half-removed by a process that was killed. While the file is open, nobody
@@ -234,8 +235,7 @@ impl Disks {
         let _ = fs::remove_file(&partial);
         let copied = clone(&self.disk(name), &partial).and_then(|()| sync(&partial));
         copied.inspect_err(|_| drop(fs::remove_file(&partial)))?;
-        fs::rename(partial, &path).context("cannot keep the snapshot")?;
-        sync(folder)
+        rename_durably(&partial, &path, || "cannot keep the snapshot".to_owned())
     }
 
     fn snapshot_path(&self, name: &str, snapshot: &str) -> Result<PathBuf> {
@@ -252,19 +252,13 @@ impl Disks {
         let _at_work = self.tidy()?;
         // At once, whatever becomes of us.
         let away = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.0)?;
-        match fs::rename(self.dir(name), away.path().join("vm")) {
+        match rename_unsynced(self.dir(name), away.path().join("vm")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", self.dir(name).display()))
             }
             _ => away.close().with_context(|| format!("cannot remove the disk of VM '{name}'")),
         }
     }
-}
-
-/// Has what was written to a file, or changed in a folder, outlive a power cut.
-fn sync(path: &Path) -> Result<()> {
-    let synced = File::open(path).and_then(|file| file.sync_all());
-    synced.with_context(|| format!("cannot write {} to the disk", path.display()))
 }
 
 /// Makes a sparse file.

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lazyroot_proto::{Algorithm, ObjectId, verity};
 use serde::{Deserialize, Serialize};
 
+use crate::durable::rename_unsynced;
 use crate::home::Home;
 use crate::store::{Image, Store};
 use crate::vm::kernel::arch::Arch;
@@ -339,9 +340,9 @@ impl Kernels {
         // Moved aside first, so that a launch meanwhile finds the old one or the new one, whole.
         let old = tempfile::Builder::new().prefix(".old-").tempdir_in(&self.dir)?;
         if dir.exists() {
-            fs::rename(&dir, old.path()).with_context(|| format!("cannot replace {}", dir.display()))?;
+            rename_unsynced(&dir, old.path()).with_context(|| format!("cannot replace {}", dir.display()))?;
         }
-        fs::rename(fresh.keep(), &dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        rename_unsynced(fresh.keep(), &dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Kernel { bundle, dir })
     }
 }

@@ -35,6 +35,7 @@ use lazyroot_proto::{Unverified, Verified};
 use rustix::fs::FlockOperation;
 
 use super::key::{Key, Part};
+use crate::durable::rename_unsynced;
 use crate::store::objects::nowait;
 
 /// An entry's time of use is written down this often at most: a write to its inode costs more than a read of it.
@@ -276,10 +277,10 @@ impl Shared {
             let mut file = private_file().create(true).truncate(true).write(true).open(&temporary)?;
             file.write_all(data)?;
             let path = self.path(key);
-            match fs::rename(&temporary, &path) {
+            match rename_unsynced(&temporary, &path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     fs::create_dir_all(path.parent().expect("an entry is in a folder"))?;
-                    fs::rename(&temporary, &path)
+                    rename_unsynced(&temporary, &path)
                 }
                 renamed => renamed,
             }
