@@ -1,4 +1,7 @@
 //! Names of images: `name[:tag]`, as podman writes them.
+//!
+//! Ours, and not `oci-spec`'s `Reference`: that one makes `docker.io/library/debian` of `debian`, takes digests, and knows
+//! other bounds. Names are paths in a repository, so what is a name must not change.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,7 @@
 //! What an OCI image says about running it.
+//!
+//! Ours, and not `oci-spec`'s `ImageConfiguration`: that one refuses a document without `rootfs`, and what
+//! `store push` writes into a bucket has none.
 
 use std::collections::BTreeMap;
 
