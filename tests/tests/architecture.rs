@@ -145,8 +145,9 @@ const KNOWN_ARROWS: &[&str] = &[];
 const KNOWN_LONG_FILES: &[&str] = &[
     "host/src/vm/instance/mod.rs",
     "host/src/vm/kernel/bundle.rs",
-    "host/src/vm/launch/mod.rs",
     "host/src/vm/kernel/unwrap/mod.rs",
+    "host/src/vm/launch/mod.rs",
 ];
 
-const KNOWN_SILENT_FOLDERS: &[&str] = &["host/src/cli", "host/src/cli/store", "host/src/vm", "tests/src/bench/vm"];
+const KNOWN_SILENT_FOLDERS: &[&str] =
+    &["host/src/cli", "host/src/cli/store", "host/src/vm", "host/src/vm/hypervisor", "host/src/vm/hypervisor/helpers"];

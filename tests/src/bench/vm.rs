@@ -1,4 +1,6 @@
-//! VMs with a stopwatch, and what they boot into.
+//! VMs with a stopwatch, and what they boot into: a file for each root file system that is compared.
+//!
+//! What is measured in them is in [`crate::bench::guest`] and [`crate::bench::boot`].
 
 pub mod erofs;
 mod lazyroot;
