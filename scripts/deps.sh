@@ -92,11 +92,26 @@ need_rust() {
         [ -n "$(apt-cache madison rustup 2>/dev/null)" ] ||
             fail "no cargo in PATH: install Rust 1.$oldest or later (https://rustup.rs); with sudo, run make as yourself"
         install_packages rustup
-        rustup toolchain install stable --profile default
     fi
-    minor=$(cargo --version | sed -n 's/^cargo 1\.\([0-9]*\).*/\1/p')
+    # The stand-in fails as long as no toolchain is there: rustup is new, or an earlier download failed.
+    if ! said=$(cargo --version 2>&1); then
+        command -v rustup >/dev/null || fail "the cargo in PATH does not run: $said"
+        install_toolchain
+        said=$(cargo --version 2>&1) || fail "the cargo in PATH does not run: $said"
+    fi
+    minor=$(echo "$said" | sed -n 's/^cargo 1\.\([0-9]*\).*/\1/p')
     [ "${minor:-0}" -ge "$oldest" ] ||
-        fail "$(cargo --version) is too old: lazyroot needs 1.$oldest or later ('rustup update stable')"
+        fail "$said is too old: lazyroot needs 1.$oldest or later ('rustup update stable')"
+}
+
+# rustup's stable toolchain as the one that cargo takes. A download is tried three times.
+install_toolchain() {
+    for pause in 2 5 0; do
+        rustup toolchain install stable --profile default && rustup default stable && return
+        [ "$pause" = 0 ] || echo "the download failed: trying again in $pause s" >&2
+        sleep "$pause"
+    done
+    fail "rustup cannot install Rust: see its message above, then run this again ('rustup toolchain install stable')"
 }
 
 if [ "$(uname)" = Darwin ]; then # Written from Homebrew's documentation, never run.
