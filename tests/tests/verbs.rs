@@ -12,12 +12,25 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use lazyroot_tests::images::debian;
-use lazyroot_tests::lazyroot::give_environment;
+use lazyroot_tests::lazyroot::{Lazyroot, give_environment};
 use lazyroot_tests::temporary;
 use lazyroot_tests::text;
 use lazyroot_tests::vms::{Vm, kill, tiny};
 use lazyroot_tests::wait::until;
 use rustix::process::{Pid, Signal, kill_process};
+
+#[test]
+fn stop_and_rm_without_a_name_ask_for_one() {
+    let lazyroot = Lazyroot::default();
+    for words in [&["stop"][..], &["rm"], &["rm", "--force"]] {
+        let output = lazyroot.run(words);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("<VM>...") && !said.contains("--all"), "{said}");
+    }
+    lazyroot.ok(["stop", "--all"]);
+    lazyroot.ok(["rm", "--all"]);
+}
 
 #[test]
 fn a_vm_in_the_background_is_there_for_every_verb() {

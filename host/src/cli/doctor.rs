@@ -20,6 +20,8 @@ use crate::store::{RemoteImages, Store, UpstreamAddress, UpstreamSpec, check_ups
 use crate::text::printable;
 use crate::vm;
 use crate::vm::hypervisor::checks::{Check, Weight};
+#[cfg(target_os = "linux")]
+use crate::vm::hypervisor::qemu::accelerator::{self, Trials};
 use crate::vm::kernel::arch::Arch;
 use crate::vm::kernel::bundle::Kernels;
 
@@ -171,11 +173,7 @@ fn machine(context: &Context) -> Vec<Finding> {
             }
         }
     });
-    findings.push(device(
-        "kvm",
-        Path::new("/dev/kvm"),
-        "VMs run, slowly, on an emulated processor; join the group kvm, or turn on virtualisation in the firmware",
-    ));
+    findings.push(kvm(context));
     findings.push(match OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock") {
         Ok(_) => good("vsock", "/dev/vhost-vsock"),
         Err(error) => match vm::hypervisor::qemu::vhost_device_vsock(&context.home) {
@@ -185,6 +183,33 @@ fn machine(context: &Context) -> Vec<Finding> {
     });
     findings.push(device("fuse", Path::new("/dev/fuse"), "'lazyroot mount' needs it: 'modprobe fuse', and root"));
     findings
+}
+
+/// KVM: whether its device opens, and whether it ran what was tried.
+#[cfg(target_os = "linux")]
+fn kvm(context: &Context) -> Finding {
+    let opened = device(
+        "kvm",
+        Path::new("/dev/kvm"),
+        "VMs run, slowly, on an emulated processor; join the group kvm, or turn on virtualisation in the firmware",
+    );
+    let trials = vm::hypervisor::qemu::program(Arch::HOST)
+        .map(|program| accelerator::trials(&context.home, &program))
+        .unwrap_or_default();
+    kvm_after(opened, trials)
+}
+
+/// What opening the device and the remembered trial boots say together.
+#[cfg(target_os = "linux")]
+fn kvm_after(opened: Finding, trials: Trials) -> Finding {
+    match (opened.health, trials) {
+        (Health::Good, Trials { failed: 0, .. }) | (Health::Warning | Health::Bad, _) => opened,
+        (Health::Good, Trials { succeeded, failed }) => warning(
+            "kvm",
+            format!("{} opens, but KVM did not boot {failed} of {} kernels tried", opened.found, succeeded + failed),
+            "VMs with such a kernel run, slowly, on an emulated processor; '--hypervisor qemu:kvm' uses KVM all the same",
+        ),
+    }
 }
 
 /// The kernel of this machine, as far as `lazyroot mount` needs it.
@@ -331,5 +356,17 @@ mod tests {
             };
             assert_eq!((finding.health, finding.mend.is_some()), (health, missing), "{finding:?}");
         }
+    }
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn kvm_is_not_well_where_a_trial_boot_failed() {
+        let opened = || good("kvm", "/dev/kvm");
+        let after = |succeeded, failed| kvm_after(opened(), Trials { succeeded, failed });
+        assert_eq!(after(0, 0).health, Health::Good);
+        assert_eq!(after(2, 0).health, Health::Good);
+        assert_eq!((after(0, 1).health, after(1, 1).health), (Health::Warning, Health::Warning));
+        assert!(after(1, 2).found.contains("did not boot 2 of 3 kernels"));
+        let closed = warning("kvm", "/dev/kvm: permission denied", "join the group");
+        assert!(kvm_after(closed, Trials { succeeded: 0, failed: 1 }).found.contains("permission denied"));
     }
 }

@@ -18,9 +18,10 @@ pub struct StopArgs {
     #[arg(short, long, default_value_t = 10, value_name = "SECONDS")]
     time: u64,
     /// All that run
-    #[arg(short, long, conflicts_with = "vms", required_unless_present = "vms")]
+    #[arg(short, long, conflicts_with = "vms")]
     all: bool,
     /// Names or ids of the VMs
+    #[arg(required_unless_present = "all", value_name = "VM")]
     vms: Vec<String>,
 }
 
@@ -28,7 +29,7 @@ pub struct StopArgs {
 #[derive(clap::Args)]
 pub struct WaitArgs {
     /// Names or ids of the VMs
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "VM")]
     vms: Vec<String>,
 }
 
@@ -39,9 +40,10 @@ pub struct RmArgs {
     #[arg(short, long)]
     force: bool,
     /// All that have ended; with --force, all
-    #[arg(short, long, conflicts_with = "vms", required_unless_present = "vms")]
+    #[arg(short, long, conflicts_with = "vms")]
     all: bool,
     /// Names or ids of the VMs
+    #[arg(required_unless_present = "all", value_name = "VM")]
     vms: Vec<String>,
 }
 

@@ -27,6 +27,12 @@ use crate::vm::process::end_with_parent;
 /// A stock kernel reaches init within one second on a machine where KVM works.
 const PROBE_DEADLINE: Duration = Duration::from_secs(4);
 
+/// The folder of what is remembered, in that for data that lasts.
+const CACHE: &str = "cache";
+
+/// What is remembered of probes.
+const FILE: &str = "accelerator.json";
+
 /// How a guest's instructions are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
@@ -95,15 +101,8 @@ pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, asked: Optio
         (None, Ok(_)) => (),
     }
     let program = qemu::program(arch)?;
-    let file = home.data_dir("cache")?.join("accelerator.json");
-    let host = rustix::system::uname();
-    let key = format!(
-        "kernel {} on {}, {} {:?}",
-        kernel.bundle.id,
-        host.release().to_string_lossy(),
-        program.display(),
-        fs::metadata(&program)?.modified()?
-    );
+    let file = home.data_dir(CACHE)?.join(FILE);
+    let key = format!("kernel {} {}", kernel.bundle.id, here(&program)?);
     if let Some(works) = recall(&file).get(&key) {
         return Ok(accelerator(*works));
     }
@@ -116,6 +115,33 @@ pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, asked: Optio
         tracing::debug!("cannot remember that KVM was probed: {error:#}");
     }
     Ok(accelerator(works))
+}
+
+/// The end of the keys of what was probed on this machine as it is now.
+fn here(program: &Path) -> Result<String> {
+    let host = rustix::system::uname();
+    let modified = fs::metadata(program)?.modified()?;
+    Ok(format!("on {}, {} {modified:?}", host.release().to_string_lossy(), program.display()))
+}
+
+/// How the trial boots ended that are remembered of this machine as it is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trials {
+    /// Kernels that KVM ran.
+    pub succeeded: usize,
+    /// Kernels that it did not.
+    pub failed: usize,
+}
+
+/// The trial boots under this QEMU that are remembered. Boots nothing.
+pub fn trials(home: &Home, program: &Path) -> Trials {
+    let remembered = recall(&home.data().join(CACHE).join(FILE));
+    here(program).map(|here| count(&remembered, &here)).unwrap_or_default()
+}
+
+fn count(probed: &Probed, here: &str) -> Trials {
+    let answers = || probed.iter().filter(|(key, _)| key.ends_with(here)).map(|(_, works)| *works);
+    Trials { succeeded: answers().filter(|works| *works).count(), failed: answers().filter(|works| !works).count() }
 }
 
 /// What is remembered; nothing if the file is damaged or not there.
@@ -198,5 +224,18 @@ mod tests {
         assert_eq!(recall(&file), Probed::from([("a".into(), true), ("b".into(), false)]));
         fs::write(&file, "{").unwrap();
         assert_eq!(recall(&file), Probed::new());
+    }
+
+    #[test]
+    fn trial_boots_on_another_kernel_or_qemu_do_not_count() {
+        let key = |kernel: &str, here: &str| format!("kernel {kernel} {here}");
+        let probed = Probed::from([
+            (key("one", "on 6.12, /usr/bin/qemu 1"), true),
+            (key("two", "on 6.12, /usr/bin/qemu 1"), false),
+            (key("one", "on 6.1, /usr/bin/qemu 1"), false),
+            (key("one", "on 6.12, /usr/bin/qemu 2"), false),
+        ]);
+        assert_eq!(count(&probed, "on 6.12, /usr/bin/qemu 1"), Trials { succeeded: 1, failed: 1 });
+        assert_eq!(count(&probed, "on 6.12, /usr/bin/other 1"), Trials::default());
     }
 }
