@@ -7,7 +7,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
 
-use super::EXIT_OWN_ERROR;
+use crate::cli::context::EXIT_OWN_ERROR;
+use crate::cli::output::print;
 use crate::vm::process::end_with_parent;
 
 /// Set for the process in the background.
@@ -39,7 +40,7 @@ pub fn start() -> Result<ExitCode> {
     let mut ready = String::new();
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready)?;
     if let Some(text) = ready.strip_prefix(READY) {
-        return if text.trim().is_empty() { Ok(ExitCode::SUCCESS) } else { super::print(text) };
+        return if text.trim().is_empty() { Ok(ExitCode::SUCCESS) } else { print(text) };
     }
     let status = child.wait()?;
     let _ = errors.join();

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::exec::find_running;
-use super::{Context, print, runtime};
+use crate::cli::context::{Context, runtime};
+use crate::cli::exec::find_running;
+use crate::cli::output::print;
 use crate::human::columns;
 use crate::text::printable;
 use crate::vm::guest::copy;

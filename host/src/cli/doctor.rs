@@ -12,8 +12,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::source::configured;
-use super::{Context, Format, output};
+use crate::cli::context::Context;
+use crate::cli::output::{Format, output};
+use crate::cli::source::configured;
 use crate::human::size;
 use crate::settings::Settings;
 use crate::store::{RemoteImages, Store, UpstreamAddress, UpstreamSpec, check_upstream};

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use lazyroot_proto::exec::{Exec, ExecError, TerminalSize};
 
-use super::{Context, runtime};
+use crate::cli::context::{Context, runtime};
 use crate::vm::guest::exec;
 use crate::vm::instance::control;
 use crate::vm::instance::{Found, State, Vms};

@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, anyhow};
 use lazyroot_proto::boot::INITS;
 use serde_json::json;
 
-use super::source::SourceArgs;
-use super::{Context, Format, output, print};
+use crate::cli::context::Context;
+use crate::cli::output::{Format, output, print};
+use crate::cli::source::SourceArgs;
 use crate::complain::complain;
 use crate::human::size;
 use crate::store::{

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{Context, Format, print};
+use crate::cli::context::Context;
+use crate::cli::output::{Format, print};
 use crate::store::Store;
 use crate::vm::kernel::bundle::{KernelSource, Kernels};
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::exec::find_running;
-use super::{Context, runtime};
+use crate::cli::context::{Context, runtime};
+use crate::cli::exec::find_running;
+use crate::cli::output::print;
 use crate::vm::instance::control::{self, OrderKind};
 use crate::vm::instance::stop;
 use crate::vm::instance::{End, State, Vms};
@@ -92,7 +93,7 @@ pub fn wait(args: &WaitArgs, context: &Context) -> Result<ExitCode> {
         let name = &vm.record.name;
         match vm.wait()? {
             Some(End { status: Some(status), .. }) => {
-                super::print(&format!("{status}\n"))?;
+                print(&format!("{status}\n"))?;
             }
             Some(End { reason, .. }) => failed.push(format!("VM '{name}': {}", reason.unwrap_or_default())),
             None if vm.state == State::Stopped => {

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, print, ps, runtime};
+use crate::cli::context::{Context, runtime};
+use crate::cli::output::print;
+use crate::cli::ps;
 use crate::vm::hypervisor::console;
 use crate::vm::instance::control;
 use crate::vm::instance::{State, Vms};

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::CommandFactory;
+use clap::Command;
 use clap_complete::Shell;
 
-use super::{Cli, output};
+use crate::cli::output::output;
 
 /// Print a completion script for a shell
 ///
@@ -26,17 +26,17 @@ pub struct ManArgs {
 }
 
 /// Prints the script.
-pub fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
+pub fn completions(args: &CompletionsArgs, mut verbs: Command) -> Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "lazyroot", &mut script);
+    clap_complete::generate(args.shell, &mut verbs, "lazyroot", &mut script);
     output(|out| Ok(out.write_all(&script)?))
 }
 
 /// Writes the pages.
-pub fn man(args: &ManArgs) -> Result<ExitCode> {
+pub fn man(args: &ManArgs, verbs: Command) -> Result<ExitCode> {
     let write = || {
         std::fs::create_dir_all(&args.dir)?;
-        clap_mangen::generate_to(Cli::command(), &args.dir)
+        clap_mangen::generate_to(verbs, &args.dir)
     };
     write().with_context(|| format!("cannot write the manual to {}", args.dir.display()))?;
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,11 @@
 //! The command line: one file per verb, which parses, calls and prints.
+//!
+//! This file has the parser and the dispatch alone. What verbs share is in files that import no verb: `context`,
+//! `output`, `background` and `upstreams`. What a verb does is in the rooms of the crate beside this one: `crate::vm`,
+//! `crate::serve` and `crate::store`.
 
 mod background;
+mod context;
 mod copy;
 mod doctor;
 mod exec;
@@ -11,6 +16,7 @@ mod logs;
 mod manual;
 #[cfg(target_os = "linux")]
 mod mount;
+mod output;
 mod persist;
 mod profile;
 mod ps;
@@ -23,22 +29,17 @@ mod stats;
 mod store;
 mod trace;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, Parser};
 
+use self::context::{Context, EXIT_OWN_ERROR};
 use crate::complain::complain;
 use crate::home::Home;
-
-/// lazyroot's own errors exit with this status, so that they are told apart from a command's (as podman does).
-pub const EXIT_OWN_ERROR: u8 = 125;
-
-/// What is printed goes to stdout in pieces of this many bytes.
-const OUTPUT_BUFFER: usize = 64 << 10;
 
 /// Boots virtual machines straight into container and bootc images that nobody unpacks.
 #[derive(Parser)]
@@ -102,26 +103,6 @@ enum Verb {
     Man(manual::ManArgs),
 }
 
-/// How a listing is printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// Columns for people
-    #[default]
-    Table,
-    /// One JSON document for programs
-    Json,
-}
-
-/// What every verb gets.
-pub struct Context {
-    /// lazyroot's folders.
-    pub home: Home,
-    /// `--store`.
-    pub store: Option<PathBuf>,
-    /// How often `-v` was given.
-    pub verbose: u8,
-}
-
 /// Runs the program.
 pub fn main() -> ExitCode {
     let launched = Instant::now();
@@ -150,8 +131,8 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
     // These are about the program alone, and run where there may be no home.
     match &cli.verb {
-        Verb::Completions(args) => return manual::completions(args),
-        Verb::Man(args) => return manual::man(args),
+        Verb::Completions(args) => return manual::completions(args, Cli::command()),
+        Verb::Man(args) => return manual::man(args, Cli::command()),
         _ => {}
     }
     let context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
@@ -170,12 +151,12 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
         Verb::Stop(args) => life::stop(&args, &context),
         Verb::Wait(args) => life::wait(&args, &context),
         Verb::Rm(args) => life::rm(&args, &context),
-        Verb::Start(args) => persist::start(&args, &context, launched),
+        Verb::Start(args) => persist::start(&args, &context, launched, parse_run),
         Verb::Update(args) => persist::update(args, &context),
         Verb::Resize(args) => persist::resize(&args, &context),
         Verb::Snapshot(args) => persist::snapshot(&args, &context),
         Verb::Fork(args) => persist::fork(&args, &context),
-        Verb::Commit(args) => persist::commit(&args, &context, launched),
+        Verb::Commit(args) => persist::commit(&args, &context, launched, parse_run),
         Verb::Pause(args) => life::pause(&args, &context),
         Verb::Resume(args) => life::resume(&args, &context),
         Verb::Kernel(command) => kernel::run(command, &context),
@@ -194,36 +175,10 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
     }
 }
 
-/// Prints to stdout; that the reader of a pipe went away is no error.
-fn print(text: &str) -> Result<ExitCode> {
-    output(|out| Ok(out.write_all(text.as_bytes())?))
-}
-
-/// Lets `write` print to stdout; that the reader of a pipe went away is no error.
-fn output(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<ExitCode> {
-    let mut out = std::io::BufWriter::with_capacity(OUTPUT_BUFFER, std::io::stdout().lock());
-    let written = write(&mut out).and_then(|()| Ok(out.flush()?));
-    // What could not be written would be tried once more when it is dropped.
-    let _ = out.into_parts();
-    let is_broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    };
-    match written {
-        Err(error) if error.chain().any(is_broken_pipe) => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(error),
-        Ok(()) => Ok(ExitCode::SUCCESS),
-    }
-}
-
 /// The arguments of a command line of `run`.
 fn parse_run(words: &[String]) -> Result<run::RunArgs> {
     match Cli::try_parse_from(words)?.verb {
         Verb::Run(args) => Ok(*args),
         _ => anyhow::bail!("the VM was not made by 'run'"),
     }
-}
-
-/// What a verb waits in that talks to running VMs: one thread is enough, and is there at once.
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }

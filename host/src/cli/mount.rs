@@ -10,7 +10,10 @@ use anyhow::{Context as _, Result, bail};
 use lazyroot_guest::link::{Address, Link, REQUEST_DEADLINE};
 use lazyroot_guest::mount::{self, Mounted, Trust, Upper};
 
-use super::{Context, background};
+use crate::cli::background;
+use crate::cli::context::Context;
+use crate::cli::output::print;
+use crate::cli::source::SourceArgs;
 use crate::serve::report::{Kind, Reporter};
 use crate::serve::{BootHistory, Catalog, Endpoint, Listener, ProfileUse, ServedImage, Server};
 use crate::store::{Image, Pin, Store};
@@ -35,7 +38,7 @@ pub struct MountArgs {
     #[arg(long)]
     foreground: bool,
     #[command(flatten)]
-    source: super::source::SourceArgs,
+    source: SourceArgs,
 }
 
 /// Unmount an image (needs root)
@@ -128,7 +131,7 @@ fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image
             let _ = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH);
         })?;
     } else {
-        super::print("mounted\n")?;
+        print("mounted\n")?;
     }
     Ok(ServedMount { mount, runtime, has_server: args.connect.is_none(), _private: private, _pin: pin })
 }

@@ -6,7 +6,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Context, background, print, run, runtime};
+use crate::cli::background;
+use crate::cli::context::{Context, runtime};
+use crate::cli::output::print;
+use crate::cli::run::{self, ParseRun};
 use crate::store::{ImageName, Store};
 use crate::vm::guest::copy;
 use crate::vm::instance::disks::{Disks, Saved};
@@ -98,14 +101,14 @@ impl Stopped {
 }
 
 /// Starts a VM again.
-pub fn start(args: &StartArgs, context: &Context, launched: Instant) -> Result<ExitCode> {
+pub fn start(args: &StartArgs, context: &Context, launched: Instant, parse: ParseRun) -> Result<ExitCode> {
     let vm = Stopped::find(context, &args.vm)?;
     if !background::is_here() {
         // For the one in the background.
         drop(vm);
         return background::start();
     }
-    run::start(&vm.name, vm.saved, context, launched)
+    run::start(&vm.name, vm.saved, context, launched, parse)
 }
 
 /// Changes what a VM is started with.
@@ -159,7 +162,7 @@ pub fn fork(args: &ForkArgs, context: &Context) -> Result<ExitCode> {
 }
 
 /// Makes an image of a VM.
-pub fn commit(args: &CommitArgs, context: &Context, launched: Instant) -> Result<ExitCode> {
+pub fn commit(args: &CommitArgs, context: &Context, launched: Instant, parse: ParseRun) -> Result<ExitCode> {
     let name: ImageName = args.image.parse()?;
     let vm = Vms::open(&context.home)?.find(&args.vm)?;
     let vm_name = vm.record.name.clone();
@@ -177,7 +180,7 @@ pub fn commit(args: &CommitArgs, context: &Context, launched: Instant) -> Result
             "VM '{vm_name}' has ended, and what it wrote is gone: only a VM made with --persist keeps it"
         );
         let Stopped { saved, claim: _claim, .. } = Stopped::find(context, &vm_name)?;
-        run::commit(&vm_name, saved, name.as_str(), context, launched)
+        run::commit(&vm_name, saved, name.as_str(), context, launched, parse)
     };
     let image = image.with_context(|| format!("VM '{vm_name}'"))?;
     print(&format!("{} {name}\n", image.id))

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
-use super::run::{self, RunArgs};
-use super::{Context, Format, print, trace};
+use crate::cli::context::Context;
+use crate::cli::output::{Format, print};
+use crate::cli::run::{self, RunArgs};
+use crate::cli::trace;
 use crate::human::{columns, duration, size};
 use crate::store::{BOOT, Profile, Store};
 

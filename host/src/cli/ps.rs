@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Context, Format, print, runtime};
+use crate::cli::context::{Context, runtime};
+use crate::cli::output::{Format, print};
 use crate::human::{age, columns};
 use crate::vm::instance::control;
 use crate::vm::instance::status::{Status, Timings};

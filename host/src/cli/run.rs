@@ -13,9 +13,12 @@ use lazyroot_proto::boot::INITS;
 use lazyroot_proto::exec::Exec;
 use tokio::runtime::Runtime;
 
-use super::exec::{ProcessArgs, give_terminal, variables};
-use super::logs::OWN_LOG;
-use super::{Context, background};
+use crate::cli::background;
+use crate::cli::context::Context;
+use crate::cli::exec::{ProcessArgs, give_terminal, variables};
+use crate::cli::logs::OWN_LOG;
+use crate::cli::output::Format;
+use crate::cli::source::SourceArgs;
 use crate::human::mebibytes;
 use crate::serve::ProfileUse;
 use crate::store::{BOOT, Image, Store};
@@ -58,7 +61,7 @@ pub struct RunArgs {
     /// Virtual CPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     cpus: u32,
-    /// BootHistory: MiB, or with a suffix (512M, 2G)
+    /// Memory: MiB, or with a suffix (512M, 2G)
     #[arg(long, default_value = "1G", value_parser = memory)]
     memory: u32,
     /// Kernel to boot: a release from 'lazyroot kernel ls' (default: the image's own, else the newest)
@@ -101,10 +104,13 @@ pub struct RunArgs {
     no_profile: bool,
     /// Say on stderr, at the end, how long the launch took and what was fetched
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table", conflicts_with = "detach")]
-    report: Option<super::Format>,
+    report: Option<Format>,
     #[command(flatten)]
-    source: super::source::SourceArgs,
+    source: SourceArgs,
 }
+
+/// Parses the whole command line of a `run`: a persistent VM is started again with the words that made it.
+pub type ParseRun = fn(&[String]) -> Result<RunArgs>;
 
 /// What the guest's network card is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -196,15 +202,22 @@ pub fn run(args: RunArgs, context: &Context, launched: Instant) -> Result<ExitCo
 }
 
 /// Starts a persistent VM again.
-pub fn start(name: &str, saved: Saved, context: &Context, launched: Instant) -> Result<ExitCode> {
-    let (args, context) = again(name, saved, context)?;
+pub fn start(name: &str, saved: Saved, context: &Context, launched: Instant, parse: ParseRun) -> Result<ExitCode> {
+    let (args, context) = again(name, saved, context, parse)?;
     let disk = Disks::open(&context.home)?.disk(name);
     boot(args, &context, Some(disk), launched)
 }
 
 /// Boots a persistent VM so that nothing runs in it, and makes an image of what its guest has written.
-pub fn commit(name: &str, saved: Saved, to: &str, context: &Context, launched: Instant) -> Result<Image> {
-    let (mut args, context) = again(name, saved, context)?;
+pub fn commit(
+    name: &str,
+    saved: Saved,
+    to: &str,
+    context: &Context,
+    launched: Instant,
+    parse: ParseRun,
+) -> Result<Image> {
+    let (mut args, context) = again(name, saved, context, parse)?;
     // Nothing that would be written to the disk, or could fail, for a guest that does nothing.
     args.net = Some(NetworkChoice::None);
     (args.ports, args.volumes, args.credentials, args.units) = Default::default();
@@ -221,11 +234,11 @@ pub fn commit(name: &str, saved: Saved, to: &str, context: &Context, launched: I
 }
 
 /// The arguments by which a persistent VM is started again, and what they are to be read with.
-fn again(name: &str, saved: Saved, context: &Context) -> Result<(RunArgs, Context)> {
+fn again(name: &str, saved: Saved, context: &Context, parse: ParseRun) -> Result<(RunArgs, Context)> {
     if let Err(error) = std::env::set_current_dir(&saved.folder) {
         tracing::warn!("cannot enter {}: {error}; relative paths begin here", saved.folder.display());
     }
-    let mut args = super::parse_run(&saved.arguments)?;
+    let mut args = parse(&saved.arguments)?;
     args.image = saved.image;
     args.name = Some(name.to_owned());
     args.cpus = saved.cpus.unwrap_or(args.cpus);
@@ -308,7 +321,7 @@ fn launch(args: RunArgs, store: &Store, context: &Context, profile: ProfileUse) 
 fn run_here(
     store: &Store,
     launch: Launch,
-    report: Option<super::Format>,
+    report: Option<Format>,
     context: &Context,
     runtime: Runtime,
     launched: Instant,
@@ -319,8 +332,8 @@ fn run_here(
     let (status, result) = result?;
     if let Some((report, format)) = result.zip(report) {
         let text = match format {
-            super::Format::Table => report.lines(),
-            super::Format::Json => serde_json::to_string(&report)?,
+            Format::Table => report.lines(),
+            Format::Json => serde_json::to_string(&report)?,
         };
         // Nobody may read it: the command's status is what counts.
         let _ = writeln!(std::io::stderr(), "{text}");

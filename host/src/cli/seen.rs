@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Context;
+use crate::cli::context::Context;
 use crate::serve::report::{self, Kind, ServerStats, ServingProcess, SessionStats};
 use crate::store::Trace;
 use crate::vm::instance::{State, Vms};

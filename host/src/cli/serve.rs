@@ -11,7 +11,8 @@ use lazyroot_proto::frame::EventKind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
-use super::Context;
+use crate::cli::context::Context;
+use crate::cli::source::SourceArgs;
 use crate::serve::report::{self, Kind, Metrics, Reporter};
 use crate::serve::{BootHistory, Catalog, Endpoint, Event, Listener, ProfileUse, ServedImage, Server};
 
@@ -38,7 +39,7 @@ pub struct ServeArgs {
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
     #[command(flatten)]
-    source: super::source::SourceArgs,
+    source: SourceArgs,
 }
 
 /// Allows as many open files as the system lets us: every session is one, and the usual limit is 1,024.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Context;
+use crate::cli::context::Context;
 use crate::settings::Settings;
 use crate::store::{CacheSize, RemoteImages, Store, UpstreamAddress, UpstreamSpec};
 use crate::vm::podman_machine::PODMAN;

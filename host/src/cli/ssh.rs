@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
-use super::exec::find_running;
-use super::{Context, print, runtime};
+use crate::cli::context::{Context, runtime};
+use crate::cli::exec::find_running;
+use crate::cli::output::print;
 use crate::vm::guest::ssh::{self, Keys};
 
 /// Log in to a running VM with OpenSSH, over no network, with a key of the VM's own

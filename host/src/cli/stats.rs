@@ -10,8 +10,9 @@ use console::Term;
 use lazyroot_proto::reads::Origin;
 use serde::Serialize;
 
-use super::seen::{self, Subject};
-use super::{Context, Format, print, runtime};
+use crate::cli::context::{Context, runtime};
+use crate::cli::output::{Format, print};
+use crate::cli::seen::{self, Subject};
 use crate::human::{columns, duration, percent, size};
 use crate::serve::report::{GuestStats, Kind, Latency, SessionStats};
 
@@ -198,7 +199,7 @@ fn table(subjects: &[Subject], rates: &HashMap<String, u64>) -> String {
 /// Shows all, again and again on a terminal.
 pub fn top(args: &TopArgs, context: &Context) -> Result<ExitCode> {
     if let Some(vm) = &args.vm {
-        return super::copy::top(vm, context);
+        return crate::cli::copy::top(vm, context);
     }
     let in_place = !args.once && args.format == Format::Table && std::io::stdout().is_terminal();
     runtime()?.block_on(async {

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result};
 use lazyroot_proto::ObjectIndex;
 use serde_json::json;
 
-use super::{Context, Format, print, runtime, seen};
+use crate::cli::context::{Context, runtime};
+use crate::cli::output::{Format, print};
+use crate::cli::seen;
 use crate::human::{columns, duration, size};
 use crate::serve::report::{Waterfall, file_rows};
 use crate::store::{BOOT, Image, Store, Trace};

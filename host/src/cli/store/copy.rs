@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Place, output, place, shown};
+use super::image_path::{ImagePath, image_path, path_text};
+use crate::cli::output::output;
 use crate::complain::complain;
 use crate::store::{Store, Tree, TreeEntry, copy_out};
 
@@ -13,16 +14,16 @@ use crate::store::{Store, Tree, TreeEntry, copy_out};
 #[derive(clap::Args)]
 pub struct CatArgs {
     /// Image, and a file in it: IMAGE:/PATH
-    #[arg(value_name = "IMAGE:/PATH", value_parser = place(), required = true)]
-    places: Vec<Place>,
+    #[arg(value_name = "IMAGE:/PATH", value_parser = image_path(), required = true)]
+    places: Vec<ImagePath>,
 }
 
 /// Arguments of `store cp`.
 #[derive(clap::Args)]
 pub struct CpArgs {
     /// Image, and what to copy: IMAGE:/PATH
-    #[arg(value_name = "IMAGE:/PATH", value_parser = place())]
-    place: Place,
+    #[arg(value_name = "IMAGE:/PATH", value_parser = image_path())]
+    place: ImagePath,
     /// Where to: a folder that is there, or a name that is not
     #[arg(value_name = "DEST")]
     dest: PathBuf,
@@ -40,20 +41,20 @@ pub(super) fn cat(args: &CatArgs, store: &Store) -> Result<ExitCode> {
             };
             let entry = followed(place, tree)?;
             tree.copy_file(source.as_ref(), &entry, out)
-                .with_context(|| format!("cannot read {}:{}", place.image, shown(&place.path)))?;
+                .with_context(|| format!("cannot read {}:{}", place.image, path_text(&place.path)))?;
         }
         Ok(())
     })
 }
 
 /// The file that a place leads to, a symbolic link at its end followed.
-fn followed(place: &Place, tree: &Tree) -> Result<TreeEntry> {
+fn followed(place: &ImagePath, tree: &Tree) -> Result<TreeEntry> {
     let mut slashed = place.path.clone().into_os_string();
     slashed.push("/");
     match tree.entry(PathBuf::from(slashed))? {
         Some(entry) if entry.is_file() => Ok(entry),
-        Some(_) => bail!("{} is no regular file in image {}", shown(&place.path), place.image),
-        None => bail!("image {} has no file {}", place.image, shown(&place.path)),
+        Some(_) => bail!("{} is no regular file in image {}", path_text(&place.path), place.image),
+        None => bail!("image {} has no file {}", place.image, path_text(&place.path)),
     }
 }
 

@@ -8,15 +8,17 @@ use clap::ValueEnum;
 use globset::{GlobBuilder, GlobMatcher};
 use lazyroot_proto::ObjectId;
 
-use super::{FileRecord, Format, Place, output, place, shown};
+use super::file_record::{FileRecord, json_array};
+use super::image_path::{ImagePath, image_path, path_text};
+use crate::cli::output::{Format, output};
 use crate::store::{Kind, Store, TreeEntry};
 
 /// Arguments of `store find`; a file must meet all conditions.
 #[derive(clap::Args)]
 pub struct FindArgs {
     /// Image, and where in it to begin: IMAGE[:/PATH]
-    #[arg(value_name = "IMAGE[:/PATH]", value_parser = place())]
-    place: Place,
+    #[arg(value_name = "IMAGE[:/PATH]", value_parser = image_path())]
+    place: ImagePath,
     /// The file's name, with *, ?, [abc] and {a,b}
     #[arg(long, value_name = "PATTERN", value_parser = glob)]
     name: Option<GlobMatcher>,
@@ -101,7 +103,7 @@ pub(super) fn find(args: &FindArgs, store: &Store) -> Result<ExitCode> {
     });
     output(|out| {
         if args.format == Format::Json {
-            return super::json_array(out, found.map(|entry| FileRecord::new(&tree, &entry?)));
+            return json_array(out, found.map(|entry| FileRecord::new(&tree, &entry?)));
         }
         for entry in found {
             let path = entry?.path;
@@ -109,7 +111,7 @@ pub(super) fn find(args: &FindArgs, store: &Store) -> Result<ExitCode> {
                 out.write_all(path.as_os_str().as_bytes())?;
                 out.write_all(b"\0")?;
             } else {
-                writeln!(out, "{}", shown(&path))?;
+                writeln!(out, "{}", path_text(&path))?;
             }
         }
         Ok(())

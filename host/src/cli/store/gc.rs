@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{Context, Format, output, shown};
+use super::image_path::path_text;
+use crate::cli::context::Context;
+use crate::cli::output::{Format, output};
 use crate::human::size;
 use crate::store::{Collect, Store};
 use crate::text::printable;
@@ -39,7 +41,7 @@ pub(super) fn gc(args: &GcArgs, store: &Store, context: &Context) -> Result<Exit
             writeln!(out, "kept image {image}: in use by {}", printable(&users.join(", ")))?;
         }
         for path in &collected.foreign {
-            writeln!(out, "left alone {}: it is no object", shown(path))?;
+            writeln!(out, "left alone {}: it is no object", path_text(path))?;
         }
         writeln!(
             out,

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{FileRecord, Format, Place, mode_text, output, place, shown, timestamp};
+use super::file_record::{FileRecord, json_array, mode_text, timestamp};
+use super::image_path::{ImagePath, image_path, path_text};
+use crate::cli::output::{Format, output};
 use crate::store::{Listing, Store, Tree, TreeEntry};
 use crate::text::printable_name;
 
@@ -13,8 +15,8 @@ use crate::text::printable_name;
 #[derive(clap::Args)]
 pub struct LsArgs {
     /// Image, and a path in it: IMAGE[:/PATH]
-    #[arg(value_name = "IMAGE[:/PATH]", value_parser = place())]
-    place: Place,
+    #[arg(value_name = "IMAGE[:/PATH]", value_parser = image_path())]
+    place: ImagePath,
     /// List folders below it too
     #[arg(short = 'R', long)]
     recursive: bool,
@@ -30,8 +32,8 @@ pub struct LsArgs {
 #[derive(clap::Args)]
 pub struct TreeArgs {
     /// Image, and a folder in it: IMAGE[:/PATH]
-    #[arg(value_name = "IMAGE[:/PATH]", value_parser = place())]
-    place: Place,
+    #[arg(value_name = "IMAGE[:/PATH]", value_parser = image_path())]
+    place: ImagePath,
     /// How many levels to show
     #[arg(short = 'L', long, value_name = "LEVELS", value_parser = clap::value_parser!(u32).range(1..))]
     level: Option<u32>,
@@ -52,12 +54,12 @@ pub(super) fn ls(args: &LsArgs, store: &Store) -> Result<ExitCode> {
     output(|out| match args.format {
         Format::Table => {
             if single {
-                return table(out, &tree, &[(shown(&entry.path), entry)]);
+                return table(out, &tree, &[(path_text(&entry.path), entry)]);
             }
             for (number, folder) in folders.iter().enumerate() {
                 if args.recursive {
                     let gap = if number == 0 { "" } else { "\n" };
-                    writeln!(out, "{gap}{}:", shown(&folder.path))?;
+                    writeln!(out, "{gap}{}:", path_text(&folder.path))?;
                 }
                 let names = folder.names.iter();
                 let rows = names.map(|name| Ok((printable_name(&name.name), tree.listed(folder, name)?)));
@@ -67,7 +69,7 @@ pub(super) fn ls(args: &LsArgs, store: &Store) -> Result<ExitCode> {
         }
         Format::Json => {
             let files = folders.iter().flat_map(|folder| folder.names.iter().map(|name| tree.listed(folder, name)));
-            super::json_array(
+            json_array(
                 out,
                 single.then_some(Ok(entry)).into_iter().chain(files).map(|entry| FileRecord::new(&tree, &entry?)),
             )
@@ -99,7 +101,7 @@ fn table(out: &mut dyn Write, tree: &Tree, rows: &[(String, TreeEntry)]) -> Resu
             size(entry)
         )?;
         if let Some(target) = tree.target(entry)? {
-            write!(out, " -> {}", shown(&target))?;
+            write!(out, " -> {}", path_text(&target))?;
         }
         out.write_all(b"\n")?;
     }
@@ -111,7 +113,7 @@ pub(super) fn tree(args: &TreeArgs, store: &Store) -> Result<ExitCode> {
     let entry = args.place.entry(&tree)?;
     let listing = tree.listing(&entry.path, args.level.map(|level| level as usize))?;
     output(|out| {
-        writeln!(out, "{}", shown(&entry.path))?;
+        writeln!(out, "{}", path_text(&entry.path))?;
         draw(out, &tree, &listing)
     })
 }
@@ -136,7 +138,7 @@ fn draw(out: &mut dyn Write, tree: &Tree, listing: &Listing) -> Result<()> {
         let entry = tree.listed(&listing.folders[*folder], name)?;
         write!(out, "{indent}{}{}", if last { "└── " } else { "├── " }, printable_name(&name.name))?;
         match tree.target(&entry)? {
-            Some(target) => writeln!(out, " -> {}", shown(&target))?,
+            Some(target) => writeln!(out, " -> {}", path_text(&target))?,
             None => writeln!(out)?,
         }
         if let Some(below) = name.folder {

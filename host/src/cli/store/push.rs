@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::cli::context::Context;
+use crate::cli::output::{Format, print};
 use crate::cli::source::SourceArgs;
-use crate::cli::{Context, Format, print};
 use crate::human::size;
 use crate::store::{Progress, UpstreamAddress};
 

@@ -6,7 +6,9 @@ use anyhow::Result;
 use lazyroot_proto::ObjectId;
 use serde::Serialize;
 
-use super::{FileRecord, Format, Place, mode_text, output, place, timestamp};
+use super::file_record::{FileRecord, json_array, mode_text, timestamp};
+use super::image_path::{ImagePath, image_path};
+use crate::cli::output::{Format, output};
 use crate::store::Store;
 use crate::text::printable_name;
 
@@ -14,8 +16,8 @@ use crate::text::printable_name;
 #[derive(clap::Args)]
 pub struct StatArgs {
     /// Image, and a path in it: IMAGE:/PATH
-    #[arg(value_name = "IMAGE:/PATH", value_parser = place(), required = true)]
-    places: Vec<Place>,
+    #[arg(value_name = "IMAGE:/PATH", value_parser = image_path(), required = true)]
+    places: Vec<ImagePath>,
     /// How to print it
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -57,7 +59,7 @@ pub(super) fn stat(args: &StatArgs, store: &Store) -> Result<ExitCode> {
         described.push(described_now);
     }
     output(|out| match args.format {
-        Format::Json => super::json_array(out, described.into_iter().map(Ok)),
+        Format::Json => json_array(out, described.into_iter().map(Ok)),
         Format::Table => Ok(out.write_all(texts.join("\n").as_bytes())?),
     })
 }

@@ -7,8 +7,11 @@ use anyhow::Result;
 use lazyroot_proto::ObjectId;
 use serde::Serialize;
 
-use super::{Context, Format, output};
-use crate::cli::{runtime, seen, trace};
+use crate::cli::context::Context;
+use crate::cli::context::runtime;
+use crate::cli::output::{Format, output};
+use crate::cli::seen;
+use crate::cli::trace;
 use crate::human::size;
 use crate::store::{CacheUse, RemoteImages, Store, StoreStats, Trace};
 use crate::text::printable;

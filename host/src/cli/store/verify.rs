@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use super::{Format, output, shown};
+use super::image_path::path_text;
+use crate::cli::output::{Format, output};
 use crate::complain::complain;
 use crate::human::size;
 use crate::store::{Damage, Progress, Store};
@@ -59,7 +60,7 @@ fn print(out: &mut dyn Write, damage: &Damage) -> Result<()> {
         for path in paths.iter().take(SHOWN_FILES) {
             match path.as_os_str().is_empty() {
                 true => writeln!(out, "  {image}: the manifest itself")?,
-                false => writeln!(out, "  {image}:{}", shown(path))?,
+                false => writeln!(out, "  {image}:{}", path_text(path))?,
             }
         }
         if let Some(more @ 1..) = paths.len().checked_sub(SHOWN_FILES) {
