@@ -28,7 +28,12 @@ import() {
     fi
 }
 
-"$lazyroot" image ls --format json | grep -q "\"$name\"" || import image import "dir:$demo/rootfs" --name "$name"
+# An image that was made again is imported again.
+imported=$LAZYROOT_HOME/.demo-image
+if ! cmp -s "$demo/.done" "$imported" || ! "$lazyroot" image ls --format json | grep -q "\"$name\""; then
+    import image import "dir:$demo/rootfs" --name "$name"
+    cp "$demo/.done" "$imported"
+fi
 "$lazyroot" kernel ls --format json | grep -qF "$version" || import kernel import "$deb"
 
 # shellcheck disable=SC2016 # expanded in the guest

@@ -42,12 +42,13 @@ cargo_tool() { # NAME VERSION [OPTION OF CARGO INSTALL]...
     touch "$tools/.$name-$version"
 }
 
-# Makes a Debian tree in DIR/rootfs and fetches a kernel package to DIR, unless both are there. Both come from the
-# MIRROR. The same packages give the same image, and so the same digest.
+# Makes a Debian tree in DIR/rootfs and fetches a kernel package to DIR, unless both are there and were made with the
+# same arguments. Both come from the MIRROR. The same packages give the same image, and so the same digest.
 make_image() { # DIR SUITE KERNEL_PACKAGE [OPTION OF MMDEBSTRAP]...
     place=$1 suite=$2 kernel=$3
     shift 3
-    [ -e "$place/.done" ] && return
+    recipe="$suite $kernel $*"
+    [ "$(cat "$place/.done" 2>/dev/null)" = "$recipe" ] && return
     as_root rm -rf "$place"
     mkdir -p "$place"
     echo "making a Debian $suite image in $place ..." >&2
@@ -64,5 +65,5 @@ make_image() { # DIR SUITE KERNEL_PACKAGE [OPTION OF MMDEBSTRAP]...
     as_root tar -xf "$place/rootfs.tar" -C "$place/rootfs" --numeric-owner --xattrs --xattrs-include='*'
     rm -f "$place/rootfs.tar"
     ls "$place"/linux-image-*.deb >/dev/null || fail "the kernel package was not downloaded"
-    touch "$place/.done"
+    printf '%s\n' "$recipe" >"$place/.done"
 }

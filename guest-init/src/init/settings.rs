@@ -89,7 +89,10 @@ fn mount_share(share: &Share, sysroot: &Path) -> Result<()> {
 }
 
 /// Gives the machine an id of its own (machine-id(5)) where the image brings one, which all its machines would share. An
-/// image without makes its own at its first boot, and knows by that that it is the first.
+/// image without one makes its own at its first boot, and knows by that that it is the first.
+///
+/// An empty file stays empty. systemd then makes an id too, but has no first boot. Whoever made the image chose that: a
+/// first boot resets which units are enabled (`preset-all`), and systemd-firstboot may ask questions on the console.
 ///
 /// # Errors
 /// If it cannot be written.
