@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::cli::context::Context;
 use crate::cli::output::{Format, output};
-use crate::cli::source::configured;
+use crate::cli::upstreams::configured;
 use crate::human::size;
 use crate::settings::Settings;
 use crate::store::{RemoteImages, Store, UpstreamAddress, UpstreamSpec, check_upstream};

@@ -6,28 +6,18 @@
 
 mod background;
 mod context;
-mod copy;
 mod doctor;
-mod exec;
 mod image;
 mod kernel;
-mod life;
-mod logs;
 mod manual;
 #[cfg(target_os = "linux")]
 mod mount;
+mod observe;
 mod output;
-mod persist;
-mod profile;
-mod ps;
-mod run;
-mod seen;
 mod serve;
-mod source;
-mod ssh;
-mod stats;
 mod store;
-mod trace;
+mod upstreams;
+mod vm;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -57,38 +47,38 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Verb {
-    Run(Box<run::RunArgs>),
-    Ps(ps::PsArgs),
-    Exec(exec::ExecArgs),
-    Shell(exec::ShellArgs),
-    Ssh(ssh::SshArgs),
+    Run(Box<vm::run::RunArgs>),
+    Ps(vm::ps::PsArgs),
+    Exec(vm::exec::ExecArgs),
+    Shell(vm::exec::ShellArgs),
+    Ssh(vm::ssh::SshArgs),
     #[command(hide = true)]
-    SshProxy(ssh::SshProxyArgs),
-    Cp(copy::CpArgs),
-    Logs(logs::LogsArgs),
-    Port(copy::PortArgs),
-    Inspect(ps::InspectArgs),
-    Stop(life::StopArgs),
-    Wait(life::WaitArgs),
-    Rm(life::RmArgs),
-    Start(persist::StartArgs),
-    Update(persist::UpdateArgs),
-    Resize(persist::ResizeArgs),
-    Snapshot(persist::SnapshotArgs),
-    Fork(persist::ForkArgs),
-    Commit(persist::CommitArgs),
-    Pause(life::PauseArgs),
-    Resume(life::ResumeArgs),
+    SshProxy(vm::ssh::SshProxyArgs),
+    Cp(vm::cp::CpArgs),
+    Logs(vm::logs::LogsArgs),
+    Port(vm::cp::PortArgs),
+    Inspect(vm::ps::InspectArgs),
+    Stop(vm::life::StopArgs),
+    Wait(vm::life::WaitArgs),
+    Rm(vm::life::RmArgs),
+    Start(vm::persist::StartArgs),
+    Update(vm::persist::UpdateArgs),
+    Resize(vm::persist::ResizeArgs),
+    Snapshot(vm::persist::SnapshotArgs),
+    Fork(vm::persist::ForkArgs),
+    Commit(vm::persist::CommitArgs),
+    Pause(vm::life::PauseArgs),
+    Resume(vm::life::ResumeArgs),
     /// Brings images into the store and shows what is there
     #[command(subcommand)]
     Image(image::ImageCommand),
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
-    Stats(stats::StatsArgs),
-    Top(stats::TopArgs),
-    Trace(trace::TraceArgs),
+    Stats(observe::stats::StatsArgs),
+    Top(observe::stats::TopArgs),
+    Trace(observe::trace::TraceArgs),
     #[command(subcommand)]
-    Profile(profile::ProfileCommand),
+    Profile(observe::profile::ProfileCommand),
     Serve(serve::ServeArgs),
     /// Looks inside images and keeps the store in order
     #[command(subcommand)]
@@ -138,32 +128,32 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
     let context = Context { home: Home::open()?, store: cli.store, verbose: cli.verbose };
     match cli.verb {
         Verb::Image(command) => image::run(command, &context),
-        Verb::Run(args) => run::run(*args, &context, launched),
-        Verb::Ps(args) => ps::ps(&args, &context),
-        Verb::Exec(args) => exec::run(args, &context),
-        Verb::Shell(args) => exec::shell(&args, &context),
-        Verb::Ssh(args) => ssh::run(&args, &context),
-        Verb::SshProxy(args) => ssh::proxy(&args),
-        Verb::Cp(args) => copy::cp(&args, &context),
-        Verb::Port(args) => copy::port(&args, &context),
-        Verb::Logs(args) => logs::run(&args, &context),
-        Verb::Inspect(args) => ps::inspect(&args, &context),
-        Verb::Stop(args) => life::stop(&args, &context),
-        Verb::Wait(args) => life::wait(&args, &context),
-        Verb::Rm(args) => life::rm(&args, &context),
-        Verb::Start(args) => persist::start(&args, &context, launched, parse_run),
-        Verb::Update(args) => persist::update(args, &context),
-        Verb::Resize(args) => persist::resize(&args, &context),
-        Verb::Snapshot(args) => persist::snapshot(&args, &context),
-        Verb::Fork(args) => persist::fork(&args, &context),
-        Verb::Commit(args) => persist::commit(&args, &context, launched, parse_run),
-        Verb::Pause(args) => life::pause(&args, &context),
-        Verb::Resume(args) => life::resume(&args, &context),
+        Verb::Run(args) => vm::run::run(*args, &context, launched),
+        Verb::Ps(args) => vm::ps::ps(&args, &context),
+        Verb::Exec(args) => vm::exec::run(args, &context),
+        Verb::Shell(args) => vm::exec::shell(&args, &context),
+        Verb::Ssh(args) => vm::ssh::run(&args, &context),
+        Verb::SshProxy(args) => vm::ssh::proxy(&args),
+        Verb::Cp(args) => vm::cp::cp(&args, &context),
+        Verb::Port(args) => vm::cp::port(&args, &context),
+        Verb::Logs(args) => vm::logs::run(&args, &context),
+        Verb::Inspect(args) => vm::ps::inspect(&args, &context),
+        Verb::Stop(args) => vm::life::stop(&args, &context),
+        Verb::Wait(args) => vm::life::wait(&args, &context),
+        Verb::Rm(args) => vm::life::rm(&args, &context),
+        Verb::Start(args) => vm::persist::start(&args, &context, launched, parse_run),
+        Verb::Update(args) => vm::persist::update(args, &context),
+        Verb::Resize(args) => vm::persist::resize(&args, &context),
+        Verb::Snapshot(args) => vm::persist::snapshot(&args, &context),
+        Verb::Fork(args) => vm::persist::fork(&args, &context),
+        Verb::Commit(args) => vm::persist::commit(&args, &context, launched, parse_run),
+        Verb::Pause(args) => vm::life::pause(&args, &context),
+        Verb::Resume(args) => vm::life::resume(&args, &context),
         Verb::Kernel(command) => kernel::run(command, &context),
-        Verb::Stats(args) => stats::stats(&args, &context),
-        Verb::Top(args) => stats::top(&args, &context),
-        Verb::Trace(args) => trace::run(&args, &context),
-        Verb::Profile(command) => profile::run(command, &context, launched),
+        Verb::Stats(args) => observe::stats::stats(&args, &context),
+        Verb::Top(args) => observe::stats::top(&args, &context),
+        Verb::Trace(args) => observe::trace::run(&args, &context),
+        Verb::Profile(command) => observe::profile::run(command, &context, launched),
         Verb::Serve(args) => serve::run(&args, &context),
         Verb::Store(command) => store::run(command, &context),
         #[cfg(target_os = "linux")]
@@ -176,7 +166,7 @@ fn run(cli: Cli, launched: Instant) -> Result<ExitCode> {
 }
 
 /// The arguments of a command line of `run`.
-fn parse_run(words: &[String]) -> Result<run::RunArgs> {
+fn parse_run(words: &[String]) -> Result<vm::run::RunArgs> {
     match Cli::try_parse_from(words)?.verb {
         Verb::Run(args) => Ok(*args),
         _ => anyhow::bail!("the VM was not made by 'run'"),

@@ -13,7 +13,7 @@ use lazyroot_guest::mount::{self, Mounted, Trust, Upper};
 use crate::cli::background;
 use crate::cli::context::Context;
 use crate::cli::output::print;
-use crate::cli::source::SourceArgs;
+use crate::cli::upstreams::UpstreamArgs;
 use crate::serve::report::{Kind, Reporter};
 use crate::serve::{BootHistory, Catalog, Endpoint, Listener, ProfileUse, ServedImage, Server};
 use crate::store::{Image, Pin, Store};
@@ -38,7 +38,7 @@ pub struct MountArgs {
     #[arg(long)]
     foreground: bool,
     #[command(flatten)]
-    source: SourceArgs,
+    source: UpstreamArgs,
 }
 
 /// Unmount an image (needs root)

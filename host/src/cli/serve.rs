@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::cli::context::Context;
-use crate::cli::source::SourceArgs;
+use crate::cli::upstreams::UpstreamArgs;
 use crate::serve::report::{self, Kind, Metrics, Reporter};
 use crate::serve::{BootHistory, Catalog, Endpoint, Event, Listener, ProfileUse, ServedImage, Server};
 
@@ -39,7 +39,7 @@ pub struct ServeArgs {
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
     #[command(flatten)]
-    source: SourceArgs,
+    source: UpstreamArgs,
 }
 
 /// Allows as many open files as the system lets us: every session is one, and the usual limit is 1,024.

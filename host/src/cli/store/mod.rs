@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cli::context::Context;
-use crate::cli::source::SourceArgs;
+use crate::cli::upstreams::UpstreamArgs;
 use crate::store::Store;
 
 /// What to do with the store.
@@ -55,7 +55,7 @@ pub struct Sourced<T: clap::Args> {
     #[command(flatten)]
     args: T,
     #[command(flatten)]
-    source: SourceArgs,
+    source: UpstreamArgs,
 }
 
 impl<T: clap::Args> Sourced<T> {

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::cli::context::Context;
 use crate::cli::output::{Format, print};
-use crate::cli::source::SourceArgs;
+use crate::cli::upstreams::UpstreamArgs;
 use crate::human::size;
 use crate::store::{Progress, UpstreamAddress};
 
@@ -24,7 +24,7 @@ pub struct PushArgs {
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]
-    source: SourceArgs,
+    source: UpstreamArgs,
 }
 
 /// Sends the image and says what that took.

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use crate::cli::context::Context;
 use crate::cli::context::runtime;
+use crate::cli::observe::guests;
+use crate::cli::observe::trace;
 use crate::cli::output::{Format, output};
-use crate::cli::seen;
-use crate::cli::trace;
 use crate::human::size;
 use crate::store::{CacheUse, RemoteImages, Store, StoreStats, Trace};
 use crate::text::printable;
@@ -133,7 +133,7 @@ fn runs(store: &Store, context: &Context) -> Result<(Vec<Hot>, Vec<Reading>)> {
     let mut reading = Vec::new();
     let running = runtime()?.block_on(async {
         let mut running = Vec::new();
-        for subject in seen::all(context).await? {
+        for subject in guests::all(context).await? {
             let trace = subject.trace().await.ok();
             running.push((subject, trace));
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::cli::context::{Context, runtime};
-use crate::cli::exec::find_running;
 use crate::cli::output::print;
+use crate::cli::vm::exec::find_running;
 use crate::vm::instance::control::{self, OrderKind};
 use crate::vm::instance::stop;
 use crate::vm::instance::{End, State, Vms};

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 
 use crate::cli::context::{Context, runtime};
-use crate::cli::exec::find_running;
 use crate::cli::output::print;
+use crate::cli::vm::exec::find_running;
 use crate::human::columns;
 use crate::text::printable;
 use crate::vm::guest::copy;

@@ -8,8 +8,8 @@ use lazyroot_proto::ObjectIndex;
 use serde_json::json;
 
 use crate::cli::context::{Context, runtime};
+use crate::cli::observe::guests;
 use crate::cli::output::{Format, print};
-use crate::cli::seen;
 use crate::human::{columns, duration, size};
 use crate::serve::report::{Waterfall, file_rows};
 use crate::store::{BOOT, Image, Store, Trace};
@@ -56,7 +56,7 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<ExitCode> {
 fn find(args: &TraceArgs, context: &Context, store: &Store) -> Result<(String, Trace)> {
     let name = &args.name;
     let found = runtime()?.block_on(async {
-        let subject = seen::find(context, name).await?;
+        let subject = guests::find(context, name).await?;
         Ok::<_, anyhow::Error>((format!("{} ({})", subject.name, subject.image()), subject.trace().await))
     });
     match found {

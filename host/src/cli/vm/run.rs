@@ -15,10 +15,10 @@ use tokio::runtime::Runtime;
 
 use crate::cli::background;
 use crate::cli::context::Context;
-use crate::cli::exec::{ProcessArgs, give_terminal, variables};
-use crate::cli::logs::OWN_LOG;
 use crate::cli::output::Format;
-use crate::cli::source::SourceArgs;
+use crate::cli::upstreams::UpstreamArgs;
+use crate::cli::vm::exec::{ProcessArgs, give_terminal, variables};
+use crate::cli::vm::logs::OWN_LOG;
 use crate::human::mebibytes;
 use crate::serve::ProfileUse;
 use crate::store::{BOOT, Image, Store};
@@ -106,7 +106,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table", conflicts_with = "detach")]
     report: Option<Format>,
     #[command(flatten)]
-    source: SourceArgs,
+    source: UpstreamArgs,
 }
 
 /// Parses the whole command line of a `run`: a persistent VM is started again with the words that made it.

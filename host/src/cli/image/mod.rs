@@ -1,4 +1,7 @@
 //! `lazyroot image`: bringing images into the store, looking at them, naming and removing them.
+//!
+//! The options, the dispatch and the printing. What images are and how they are read and written is in `crate::store`;
+//! files inside an image are shown by the verbs of `lazyroot store`.
 
 use std::process::ExitCode;
 
@@ -8,7 +11,7 @@ use serde_json::json;
 
 use crate::cli::context::Context;
 use crate::cli::output::{Format, output, print};
-use crate::cli::source::SourceArgs;
+use crate::cli::upstreams::UpstreamArgs;
 use crate::complain::complain;
 use crate::human::size;
 use crate::store::{
@@ -41,7 +44,7 @@ pub enum ImageCommand {
         /// Name, digest, or the first 12 or more hex digits of the digest
         image: String,
         #[command(flatten)]
-        source: SourceArgs,
+        source: UpstreamArgs,
     },
     /// Show how an image was built, the newest step first, as its OCI configuration tells
     History {

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use crate::cli::context::Context;
+use crate::cli::observe::trace;
 use crate::cli::output::{Format, print};
-use crate::cli::run::{self, RunArgs};
-use crate::cli::trace;
+use crate::cli::vm::run::{self, RunArgs};
 use crate::human::{columns, duration, size};
 use crate::store::{BOOT, Profile, Store};
 

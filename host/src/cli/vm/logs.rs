@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cli::context::{Context, runtime};
 use crate::cli::output::print;
-use crate::cli::ps;
+use crate::cli::vm::ps;
 use crate::vm::hypervisor::console;
 use crate::vm::instance::control;
 use crate::vm::instance::{State, Vms};

@@ -9,7 +9,7 @@ use crate::vm::podman_machine::PODMAN;
 
 /// Options of every verb that reads images which may be elsewhere.
 #[derive(clap::Args)]
-pub struct SourceArgs {
+pub struct UpstreamArgs {
     /// Ask here for images and objects that the store does not have, instead of config.toml's upstreams; may be given
     /// several times, 'none' for nowhere: ssh://[USER@]HOST[:PORT], podman-machine[:NAME], command:COMMAND, unix:PATH,
     /// s3://BUCKET[/PREFIX], file:///PATH
@@ -46,7 +46,7 @@ pub fn configured(upstreams: Option<Vec<UpstreamSpec>>) -> Vec<UpstreamSpec> {
     upstreams.unwrap_or_else(|| default_upstreams(std::env::consts::OS, || PODMAN.find().is_ok()))
 }
 
-impl SourceArgs {
+impl UpstreamArgs {
     /// The store with the upstreams that were asked for.
     ///
     /// # Errors
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(default_upstreams("macos", || true), std::slice::from_ref(&machine));
         assert_eq!(default_upstreams("macos", || false), []);
         assert_eq!(default_upstreams("linux", || true), []);
-        let args = |upstreams: &[&str]| SourceArgs {
+        let args = |upstreams: &[&str]| UpstreamArgs {
             upstreams: upstreams.iter().map(|text| upstream(text).unwrap()).collect(),
             cache_size: None,
         };

@@ -11,8 +11,8 @@ use lazyroot_proto::reads::Origin;
 use serde::Serialize;
 
 use crate::cli::context::{Context, runtime};
+use crate::cli::observe::guests::{self, Subject};
 use crate::cli::output::{Format, print};
-use crate::cli::seen::{self, Subject};
 use crate::human::{columns, duration, percent, size};
 use crate::serve::report::{GuestStats, Kind, Latency, SessionStats};
 
@@ -97,13 +97,13 @@ fn json(subjects: &[Subject]) -> Result<String> {
 /// Shows one guest, or all.
 pub fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
     let Some(name) = &args.name else {
-        let all = runtime()?.block_on(seen::all(context))?;
+        let all = runtime()?.block_on(guests::all(context))?;
         return match args.format {
             Format::Json => print(&json(&all)?),
             Format::Table => print(&table(&all, &HashMap::new())),
         };
     };
-    let subject = runtime()?.block_on(seen::find(context, name))?;
+    let subject = runtime()?.block_on(guests::find(context, name))?;
     match args.format {
         Format::Json => print(&(serde_json::to_string_pretty(&Shown::from(&subject))? + "\n")),
         Format::Table => print(&details(&subject)),
@@ -199,12 +199,12 @@ fn table(subjects: &[Subject], rates: &HashMap<String, u64>) -> String {
 /// Shows all, again and again on a terminal.
 pub fn top(args: &TopArgs, context: &Context) -> Result<ExitCode> {
     if let Some(vm) = &args.vm {
-        return crate::cli::copy::top(vm, context);
+        return crate::cli::vm::cp::top(vm, context);
     }
     let in_place = !args.once && args.format == Format::Table && std::io::stdout().is_terminal();
     runtime()?.block_on(async {
         if !in_place {
-            let subjects = by_bytes(seen::all(context).await?, &HashMap::new());
+            let subjects = by_bytes(guests::all(context).await?, &HashMap::new());
             return match args.format {
                 Format::Json => print(&json(&subjects)?),
                 Format::Table => print(&table(&subjects, &HashMap::new())),
@@ -223,7 +223,7 @@ pub fn top(args: &TopArgs, context: &Context) -> Result<ExitCode> {
 async fn watch(args: &TopArgs, context: &Context, screen: &Screen) -> Result<()> {
     let mut before: Option<(Instant, HashMap<String, u64>)> = None;
     loop {
-        let (now, subjects) = (Instant::now(), seen::all(context).await?);
+        let (now, subjects) = (Instant::now(), guests::all(context).await?);
         let rates = before.map(|(then, sent)| rates(&subjects, &sent, now - then)).unwrap_or_default();
         let subjects = by_bytes(subjects, &rates);
         screen.show(&table(&subjects, &rates))?;

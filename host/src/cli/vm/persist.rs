@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::cli::background;
 use crate::cli::context::{Context, runtime};
 use crate::cli::output::print;
-use crate::cli::run::{self, ParseRun};
+use crate::cli::vm::run::{self, ParseRun};
 use crate::store::{ImageName, Store};
 use crate::vm::guest::copy;
 use crate::vm::instance::disks::{Disks, Saved};
