@@ -11,7 +11,7 @@ PREFIX ?= /usr/local
 
 # Recipes share the package manager and cargo's locks: in parallel they would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help build guest-init run test test-tools test-arm64 check-macos check-vfkit bench bench-docs lint fuzz deny docs clean install image
+.PHONY: help build guest-init run test test-units test-tools test-arm64 check-macos check-vfkit bench bench-docs lint fuzz deny docs clean install image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,10 @@ run: build image ## import the demo image, boot it lazily and run a command in i
 test: build image ## formatting, lints and every test, real VMs included
 	@sh scripts/deps.sh test
 	@sh scripts/test.sh
+
+test-units: ## unit tests, and that of the architecture: no root, no VM, nothing else installed
+	@sh scripts/deps.sh build
+	@sh scripts/test-units.sh
 
 test-tools: ## the programs that tests want besides; then `cargo test` and `cargo nextest run` work on their own
 	@sh scripts/deps.sh test
