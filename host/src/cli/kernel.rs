@@ -7,7 +7,8 @@ use anyhow::Result;
 use crate::cli::context::Context;
 use crate::cli::output::{Format, print};
 use crate::store::Store;
-use crate::vm::kernel::bundle::{KernelSource, Kernels};
+use crate::vm::kernel::bundle::Kernels;
+use crate::vm::kernel::import::KernelSource;
 
 /// Kernels that VMs boot
 #[derive(clap::Subcommand)]

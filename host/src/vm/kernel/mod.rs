@@ -1,10 +1,13 @@
-//! What a guest boots: kernel bundles, the parts of kernel files, modules and the initramfs.
+//! What a guest boots: kernel bundles, what a kernel file holds, modules and the initramfs.
 //!
-//! Nothing here knows of hypervisors or of running VMs. What a bundle is made from is in `bundle`; how a kernel file is
-//! unpacked, in [`unwrap`].
+//! [`bundle`] keeps kernels and finds them again; [`import`] makes bundles of what distributions ship, with [`unwrap`] for
+//! the kernel file and [`modules`] for the rest. Nothing here knows of hypervisors or of running VMs: those are next
+//! door, in [`super::hypervisor`] and [`super::instance`].
 
 pub mod arch;
 pub mod bundle;
+mod files;
+pub mod import;
 pub mod initramfs;
 mod lz4;
 pub mod modules;

@@ -13,7 +13,7 @@ use lazyroot::vm::hypervisor::machine::{Console, Hypervisor, MachineSpec, Networ
 use lazyroot::vm::hypervisor::qemu::accelerator::Accelerator;
 use lazyroot::vm::hypervisor::qemu::{self, Qemu};
 use lazyroot::vm::kernel::arch::Arch;
-use lazyroot::vm::kernel::bundle::{Kernels, modules_of_deb};
+use lazyroot::vm::kernel::bundle::Kernels;
 use lazyroot::vm::kernel::initramfs;
 use lazyroot_proto::frame::DEFAULT_PORT;
 
