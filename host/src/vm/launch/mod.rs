@@ -25,7 +25,7 @@ use crate::serve::{
 use crate::store::{Image, Pin, Store, Traffic};
 use crate::text::printable;
 use crate::vm::guest::exec::{self, Input, Outcome, SavedTerminal, Status, Unattended};
-use crate::vm::guest::ports::{Bound, PortMap};
+use crate::vm::guest::ports::PortForward;
 use crate::vm::guest::readiness::Wait;
 use crate::vm::hypervisor::console::ConsoleLog;
 use crate::vm::hypervisor::machine::{
@@ -33,6 +33,7 @@ use crate::vm::hypervisor::machine::{
 };
 use crate::vm::hypervisor::registry;
 use crate::vm::instance::control::{Control, Order, OrderKind};
+use crate::vm::instance::port_map::PortMap;
 use crate::vm::instance::status::{Phase, Watch};
 use crate::vm::instance::volume::Volume;
 use crate::vm::instance::{self, Defaults, End, Instance, Record, Vms};
@@ -359,7 +360,7 @@ impl Vm {
         let hypervisor = registry::make(home, launch.hypervisor, &kernel, &initramfs).await?;
         let accelerator = hypervisor.acceleration();
         // First of all that others can see: bound, a port is ours.
-        let ports = launch.ports.iter().cloned().map(Bound::bind).collect::<Result<Vec<_>>>()?;
+        let ports = launch.ports.iter().cloned().map(PortForward::bind).collect::<Result<Vec<_>>>()?;
         let mut record = record(launch, &kernel);
         record.ports = ports.iter().map(|port| port.map.clone()).collect();
         let instance = Vms::open(home)?.create(record)?;
