@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use lazyroot::serve::MAX_SOCKET_PATH;
-use lazyroot::vm::hypervisor::machine::{Access, Console, Disk, MachineSpec, Network, Share};
+use lazyroot::vm::hypervisor::console::Console;
+use lazyroot::vm::hypervisor::machine::{Access, Disk, MachineSpec, Network, Share};
 use lazyroot::vm::hypervisor::vfkit::arguments::{ArgumentError, GVPROXY_MAC, Sockets, VFKIT_OWN_SOCKET, arguments};
 use lazyroot_tests::inputs::VFKIT_PARSER;
 use lazyroot_tests::vfkit::grammar::{self, Bootloader, CommandLine, Device};

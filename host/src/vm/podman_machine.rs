@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::text::printable;
+use crate::vm::check::{Check, Health};
 use crate::vm::programs::Requirement;
 
 /// The podman that we need: 5.0 runs its machines with vfkit itself.
@@ -19,6 +20,17 @@ pub const PODMAN: Requirement = Requirement {
     install: "brew install podman",
     upgrade: "brew upgrade podman",
 };
+
+/// Looks at podman and its default machine.
+pub fn detect() -> Vec<Check> {
+    let machine = || -> Result<String> {
+        let machine = PodmanMachine::inspect(None)?;
+        machine.check_running()?;
+        let (kind, other) = if machine.rootful { ("rootful", "rootless") } else { ("rootless", "rootful") };
+        Ok(format!("{} runs, {kind}: images that were made in its {other} store are not seen", machine.name))
+    };
+    vec![Check::of("podman", Health::Warning, PODMAN.look()), Check::of("podman machine", Health::Warning, machine())]
+}
 
 /// Sends the running kernel and its modules, by the paths that they have.
 const SEND_KERNEL: &str = "cd / && d=usr/lib/modules/$(uname -r) && exec tar -cf - --ignore-failed-read \

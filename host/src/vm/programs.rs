@@ -27,6 +27,20 @@ pub fn find(name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
     paths.map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
+/// The program that a variable of the environment names; `None` if it is not set or empty.
+///
+/// # Errors
+/// If there is no such file.
+pub fn named_by(variable: &str, name: &str) -> Result<Option<PathBuf>> {
+    let Some(path) = std::env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from) else {
+        return Ok(None);
+    };
+    if !path.is_file() {
+        bail!("there is no {name} at {} ({variable})", path.display());
+    }
+    Ok(Some(path))
+}
+
 /// Major, minor and patch.
 pub type Version = (u32, u32, u32);
 
@@ -62,6 +76,15 @@ impl Requirement {
                 self.name, self.purpose, self.install
             )
         })
+    }
+
+    /// What it says of its version, and where it is.
+    ///
+    /// # Errors
+    /// As [`Requirement::find`] and [`Requirement::check_version`].
+    pub fn look(&self) -> Result<String> {
+        let path = self.find()?;
+        Ok(format!("{} at {}", self.check_version(&path)?, path.display()))
     }
 
     /// What it says of its version.

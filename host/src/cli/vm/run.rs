@@ -26,7 +26,7 @@ use crate::vm::guest::copy;
 use crate::vm::guest::exec;
 use crate::vm::guest::readiness::Wait;
 use crate::vm::hypervisor::machine::Network;
-use crate::vm::hypervisor::registry::Choice;
+use crate::vm::hypervisor::registry::BackendChoice;
 use crate::vm::instance::disks::{Disks, Saved};
 use crate::vm::instance::port_map::PortMap;
 use crate::vm::instance::volume::Volume;
@@ -77,7 +77,7 @@ pub struct RunArgs {
     append: Vec<String>,
     /// Hypervisor: qemu (KVM where it works), qemu:kvm, qemu:tcg, or vfkit on macOS
     #[arg(long, default_value_t)]
-    hypervisor: Choice,
+    hypervisor: BackendChoice,
     /// Let connections to a port or socket here reach one in the guest: [ADDRESS:]PORT:GUEST or /PATH:GUEST
     #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
     ports: Vec<PortMap>,

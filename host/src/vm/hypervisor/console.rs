@@ -12,8 +12,18 @@ use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::vm::hypervisor::machine::Console;
 use crate::vm::log::Log;
+
+/// Where a machine's serial console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// To a file.
+    File(PathBuf),
+    /// To this process's terminal, both ways.
+    Stdio,
+    /// To a pseudo-terminal that the hypervisor makes.
+    Pty,
+}
 
 /// The log's name in a VM's folder.
 pub const LOG: &str = "console.log";

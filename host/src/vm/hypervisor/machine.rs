@@ -1,4 +1,4 @@
-//! What a hypervisor must do for lazyroot: one small trait, one file per hypervisor.
+//! A machine to start, and what a hypervisor must do for it: two small traits.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -6,8 +6,7 @@ use std::pin::Pin;
 use anyhow::{Result, bail};
 use lazyroot_proto::settings;
 
-use crate::vm::hypervisor::console::ConsoleLog;
-use crate::vm::kernel::bundle::Kernel;
+use crate::vm::hypervisor::console::{Console, ConsoleLog};
 
 /// A future of a trait object's method.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -82,17 +81,6 @@ pub enum Network {
     Nat,
 }
 
-/// Where a machine's serial console goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Console {
-    /// To a file.
-    File(PathBuf),
-    /// To this process's terminal, both ways.
-    Stdio,
-    /// To a pseudo-terminal that the hypervisor makes.
-    Pty,
-}
-
 /// Where the server must listen, before the machine starts, for the guest to reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuestListener {
@@ -107,19 +95,10 @@ pub enum GuestListener {
     },
 }
 
-/// A kind of hypervisor.
+/// A hypervisor that is installed, ready to start machines with the kernel that it was made for.
 pub trait Hypervisor: Send + Sync {
     /// How the guest's instructions are run, for reports: `kvm`, `tcg`, `vz`.
     fn acceleration(&self) -> &'static str;
-
-    /// The file of `kernel` that this hypervisor boots.
-    ///
-    /// # Errors
-    /// If the kernel is of an architecture that it cannot run.
-    fn kernel_file(&self, kernel: &Kernel) -> Result<PathBuf>;
-
-    /// The guest's name for its serial console: `ttyS0`.
-    fn console_device(&self) -> &'static str;
 
     /// A console for a VM with this folder that nobody sits at.
     ///
@@ -168,17 +147,13 @@ pub trait Machine: Send {
     ///
     /// # Errors
     /// If the hypervisor cannot, or refuses.
-    fn pause(&mut self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async { bail!("this hypervisor cannot pause a VM") })
-    }
+    fn pause(&mut self) -> BoxFuture<'_, Result<()>>;
 
     /// Lets its processors go on.
     ///
     /// # Errors
     /// If the hypervisor cannot, or refuses.
-    fn resume(&mut self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async { bail!("this hypervisor cannot pause a VM") })
-    }
+    fn resume(&mut self) -> BoxFuture<'_, Result<()>>;
 
     /// Presses its power button: the guest may end, or not.
     ///

@@ -1,71 +1,92 @@
-//! Which hypervisor runs a VM: the platform's, or the one asked for.
+//! The hypervisors that lazyroot knows, and which of them runs a VM: the platform's, or the one asked for.
 
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
-
+use super::backend::Backend;
+use super::qemu::QemuBackend;
+use super::vfkit::VfkitBackend;
 use crate::home::Home;
-use crate::vm::hypervisor::machine::Hypervisor;
-use crate::vm::hypervisor::qemu::Qemu;
-use crate::vm::hypervisor::qemu::accelerator::{self, Accelerator};
-use crate::vm::hypervisor::vfkit::Vfkit;
-use crate::vm::kernel::bundle::Kernel;
+use crate::vm::check::Check;
 
-/// What the user asked for with `--hypervisor`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// `qemu`, with KVM where it works; `qemu:kvm` or `qemu:tcg`.
-    Qemu(Option<Accelerator>),
-    /// `vfkit`.
-    Vfkit,
+/// All backends. One more is one more line.
+static BACKENDS: [&dyn Backend; 2] = [&QemuBackend, &VfkitBackend];
+
+/// What the user asked for with `--hypervisor`: `NAME`, or `NAME:ACCELERATOR`.
+#[derive(Clone, Copy)]
+pub struct BackendChoice {
+    /// Which.
+    pub backend: &'static dyn Backend,
+    /// How it runs the guest's instructions; `None` for the best way that works.
+    pub accelerator: Option<&'static str>,
 }
 
-impl Default for Choice {
+impl Default for BackendChoice {
     /// What the platform has.
     fn default() -> Self {
-        if cfg!(target_os = "macos") { Self::Vfkit } else { Self::Qemu(None) }
+        let backend: &dyn Backend = if cfg!(target_os = "macos") { &VfkitBackend } else { &QemuBackend };
+        Self { backend, accelerator: None }
     }
 }
 
-impl FromStr for Choice {
+/// Every value that `--hypervisor` takes.
+fn choices() -> impl Iterator<Item = BackendChoice> {
+    BACKENDS.into_iter().flat_map(|backend| {
+        let named = backend.accelerators().iter().copied().map(Some);
+        [None].into_iter().chain(named).map(move |accelerator| BackendChoice { backend, accelerator })
+    })
+}
+
+impl FromStr for BackendChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "qemu" => Ok(Self::Qemu(None)),
-            "qemu:kvm" => Ok(Self::Qemu(Some(Accelerator::Kvm))),
-            "qemu:tcg" => Ok(Self::Qemu(Some(Accelerator::Tcg))),
-            "vfkit" => Ok(Self::Vfkit),
-            _ => Err(format!("there is no hypervisor '{text}': use qemu, qemu:kvm, qemu:tcg, or vfkit on macOS")),
-        }
+        choices().find(|choice| choice.to_string() == text).ok_or_else(|| {
+            let mut names: Vec<String> = choices()
+                .map(|choice| match choice.backend.platform() {
+                    None => choice.to_string(),
+                    Some(platform) => format!("{choice} on {platform}"),
+                })
+                .collect();
+            let last = names.pop().unwrap_or_default();
+            format!("there is no hypervisor '{text}': use {}, or {last}", names.join(", "))
+        })
     }
 }
 
-impl fmt::Display for Choice {
+impl fmt::Display for BackendChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Vfkit => f.write_str("vfkit"),
-            Self::Qemu(None) => f.write_str("qemu"),
-            Self::Qemu(Some(accelerator)) => write!(f, "qemu:{accelerator}"),
-        }
+        f.write_str(self.backend.name())?;
+        self.accelerator.map_or(Ok(()), |accelerator| write!(f, ":{accelerator}"))
     }
 }
 
-/// The hypervisor for a VM with this kernel and initramfs.
-///
-/// # Errors
-/// If it is not installed, or cannot run this kernel.
-pub async fn make(home: &Home, choice: Choice, kernel: &Kernel, initramfs: &Path) -> Result<Box<dyn Hypervisor>> {
-    match choice {
-        Choice::Vfkit => Ok(Box::new(Vfkit::new()?)),
-        Choice::Qemu(_) if !cfg!(target_os = "linux") => {
-            bail!("QEMU's vsock needs Linux: leave out --hypervisor, or use vfkit")
+impl fmt::Debug for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Looks at the backends that run on this system, one after the other.
+pub fn detect(home: &Home) -> Vec<Check> {
+    let here = if cfg!(target_os = "macos") { Some("macOS") } else { None };
+    BACKENDS.into_iter().filter(|backend| backend.platform() == here).flat_map(|backend| backend.detect(home)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hypervisor_is_named_as_it_is_printed_and_others_are_refused_with_all_names() {
+        for text in ["qemu", "qemu:kvm", "qemu:tcg", "vfkit"] {
+            assert_eq!(text.parse::<BackendChoice>().unwrap().to_string(), text);
         }
-        Choice::Qemu(accelerator) => {
-            let accelerator = accelerator::choose(home, kernel, initramfs, accelerator).await?;
-            Ok(Box::new(Qemu::new(home, kernel.bundle.arch, accelerator)?))
+        for text in ["", "xen", "vfkit:tcg", "qemu:", "qemu:vz"] {
+            assert_eq!(
+                text.parse::<BackendChoice>().unwrap_err(),
+                format!("there is no hypervisor '{text}': use qemu, qemu:kvm, qemu:tcg, or vfkit on macOS")
+            );
         }
     }
 }

@@ -34,6 +34,15 @@ pub struct Bundle {
     pub features: BTreeMap<Feature, Vec<String>>,
 }
 
+/// The form in which a hypervisor takes a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelForm {
+    /// Uncompressed, where it could be: an arm64 Image, or an x86 ELF with a PVH entry.
+    Uncompressed,
+    /// The file as it was found.
+    AsFound,
+}
+
 /// An imported kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -43,6 +52,14 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// Its file in this form.
+    pub fn file(&self, form: KernelForm) -> PathBuf {
+        match form {
+            KernelForm::Uncompressed => self.boot_file(),
+            KernelForm::AsFound => self.found_file(),
+        }
+    }
+
     /// The uncompressed kernel: an arm64 Image, or an x86 ELF with a PVH entry. The file as it was found, an x86 bzImage,
     /// if it has none.
     pub fn boot_file(&self) -> PathBuf {
@@ -51,7 +68,7 @@ impl Kernel {
     }
 
     /// The file as it was found.
-    pub fn found_file(&self) -> PathBuf {
+    fn found_file(&self) -> PathBuf {
         self.dir.join("vmlinuz")
     }
 

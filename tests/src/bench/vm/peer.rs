@@ -9,11 +9,14 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
-use lazyroot::vm::hypervisor::machine::{Console, Hypervisor, MachineSpec, Network};
+use lazyroot::vm::hypervisor::backend::Backend;
+use lazyroot::vm::hypervisor::console::Console;
+use lazyroot::vm::hypervisor::machine::{Hypervisor, MachineSpec, Network};
 use lazyroot::vm::hypervisor::qemu::accelerator::Accelerator;
-use lazyroot::vm::hypervisor::qemu::{self, Qemu};
+use lazyroot::vm::hypervisor::qemu::{self, Qemu, QemuBackend};
 use lazyroot::vm::kernel::arch::Arch;
 use lazyroot::vm::kernel::bundle::Kernels;
+use lazyroot::vm::kernel::import::modules_of_deb;
 use lazyroot::vm::kernel::initramfs;
 use lazyroot_proto::frame::DEFAULT_PORT;
 
@@ -103,7 +106,8 @@ pub fn prepare(inputs: &Inputs, root: Root) -> Result<Box<dyn System>> {
 impl System for Peer {
     fn start(&self, boot: Boot<'_>) -> Result<Box<dyn Running>> {
         let server = self.root.server.as_ref().map(serve).transpose()?;
-        let mut words = vec![format!("console={} panic=-1", self.qemu.console_device()), self.qemu.cmdline()];
+        let mut words =
+            vec![format!("console={} panic=-1", QemuBackend.guest_needs(Arch::HOST).console), self.qemu.cmdline()];
         let (kind, source) = self.root.mount;
         words.push(format!("-- {kind} {source} run"));
         let command = match boot {

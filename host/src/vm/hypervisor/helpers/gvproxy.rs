@@ -9,6 +9,17 @@ use anyhow::{Context, Result, bail};
 use tokio::process::Child;
 
 use crate::vm::process::{Leash, last_words, leashed};
+use crate::vm::programs::Requirement;
+
+/// The gvproxy that we need: 0.7.0 listens for vfkit.
+pub const GVPROXY: Requirement = Requirement {
+    name: "gvproxy",
+    version_option: "-version",
+    oldest: (0, 7, 0),
+    purpose: "is a VM's network in user space",
+    install: "brew install podman",
+    upgrade: "brew upgrade podman",
+};
 
 /// How long gvproxy may take to make its socket.
 const DEADLINE: Duration = Duration::from_secs(10);

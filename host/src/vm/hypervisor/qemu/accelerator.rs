@@ -17,9 +17,9 @@ use anyhow::{Context, Result, bail};
 
 use lazyroot_proto::boot::PROBE_MARKER;
 
+use super::program;
 use crate::complain::complain;
 use crate::home::Home;
-use crate::vm::hypervisor::qemu;
 use crate::vm::kernel::arch::Arch;
 use crate::vm::kernel::bundle::Kernel;
 use crate::vm::process::end_with_parent;
@@ -43,8 +43,13 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
+    /// The one that QEMU calls so.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Kvm, Self::Tcg].into_iter().find(|accelerator| accelerator.name() == name)
+    }
+
     /// QEMU's name for it.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg",
@@ -100,7 +105,7 @@ pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, asked: Optio
         }
         (None, Ok(_)) => (),
     }
-    let program = qemu::program(arch)?;
+    let program = program::program(arch)?;
     let file = home.data_dir(CACHE)?.join(FILE);
     let key = format!("kernel {} {}", kernel.bundle.id, here(&program)?);
     if let Some(works) = recall(&file).get(&key) {
@@ -177,12 +182,12 @@ async fn probe(program: &Path, kernel: &Kernel, initramfs: &Path) -> Result<bool
             "-display",
             "none",
             "-M",
-            qemu::machine(arch),
+            program::machine(arch),
             "-m",
             "256M",
         ])
         .args(["-accel", "kvm", "-cpu", "host", "-serial", "stdio", "-append"])
-        .arg(format!("console={} panic=-1 lazyroot.probe", qemu::console(arch)))
+        .arg(format!("console={} panic=-1 lazyroot.probe", program::console(arch)))
         .arg("-kernel")
         .arg(kernel.boot_file())
         .arg("-initrd")

@@ -7,7 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::serve::MAX_SOCKET_PATH;
-use crate::vm::hypervisor::machine::{Access, Console, MachineSpec, Network};
+use crate::vm::hypervisor::console::Console;
+use crate::vm::hypervisor::machine::{Access, MachineSpec, Network};
 
 /// The one MAC address to which gvproxy leases the guest's address.
 pub const GVPROXY_MAC: &str = "5a:94:ef:e4:0c:ee";
