@@ -204,9 +204,9 @@ fn upstreams(context: &Context) -> Vec<Check> {
         Ok(_) => Check::good("cache", "can be written"),
         Err(error) => Check::bad("cache", format!("{error:#}"), "it is in the data folder: see 'home' above"),
     }];
-    let asked: Vec<_> =
+    let queries: Vec<_> =
         specs.into_iter().map(|spec| std::thread::spawn(move || (check_upstream(&spec), spec))).collect();
-    checks.extend(asked.into_iter().map(|asked| match asked.join() {
+    checks.extend(queries.into_iter().map(|query| match query.join() {
         Ok((Ok(()), spec)) => Check::good("upstream", format!("{} answers", spec.url)),
         Ok((Err(error), spec)) => {
             Check::warning("upstream", format!("{}: {error:#}", spec.url), upstream_advice(&spec))

@@ -141,7 +141,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let over = AtomicBool::new(false);
-        let mut seen = Vec::new();
+        let mut copied = Vec::new();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut log = Log::create(&path).unwrap();
@@ -151,8 +151,8 @@ mod tests {
                 }
                 over.store(true, Ordering::Release);
             });
-            follow(&path, |data| seen.write_all(data), || over.load(Ordering::Acquire)).unwrap();
+            follow(&path, |data| copied.write_all(data), || over.load(Ordering::Acquire)).unwrap();
         });
-        assert_eq!(seen.len(), 100_000);
+        assert_eq!(copied.len(), 100_000);
     }
 }

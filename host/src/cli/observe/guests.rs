@@ -16,7 +16,7 @@ pub struct Subject {
     pub kind: Kind,
     /// The VM's name, the mount's folder, or `serve-PID/SESSION`.
     pub name: String,
-    /// The image's name, if it was asked for by one and somebody knows.
+    /// The image's name, if it was queries for by one and somebody knows.
     pub image_name: Option<String>,
     /// What is known of it; nothing before it has connected.
     pub stats: SessionStats,
@@ -48,8 +48,8 @@ impl Subject {
 }
 
 /// The guests of a process that answered.
-fn subjects(seen: ServingProcess) -> Vec<Subject> {
-    let ServingProcess { dir, stats: ServerStats { kind, name, sessions, .. } } = seen;
+fn subjects(process: ServingProcess) -> Vec<Subject> {
+    let ServingProcess { dir, stats: ServerStats { kind, name, sessions, .. } } = process;
     let subject = |name: String, stats| Subject { kind, name, image_name: None, stats, dir: dir.clone(), alive: true };
     match kind {
         Kind::Vm | Kind::Mount => vec![subject(name, sessions.into_iter().next().unwrap_or_default())],
@@ -72,7 +72,7 @@ async fn others(context: &Context) -> Result<Vec<Subject>> {
 /// If the folders of processes cannot be read. Who does not answer is left out.
 pub async fn all(context: &Context) -> Result<Vec<Subject>> {
     let vms = Vms::open(&context.home)?.list()?;
-    let asked: Vec<_> = vms
+    let queries: Vec<_> = vms
         .into_iter()
         .filter(|vm| vm.state == State::Alive)
         .map(|vm| {
@@ -85,7 +85,7 @@ pub async fn all(context: &Context) -> Result<Vec<Subject>> {
         })
         .collect();
     let mut all = Vec::new();
-    for one in asked {
+    for one in queries {
         all.extend(one.await?.into_iter().flatten());
     }
     all.extend(others(context).await?.into_iter().filter(|subject| !subject.stats.ended));

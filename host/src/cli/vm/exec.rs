@@ -9,7 +9,7 @@ use lazyroot_proto::exec::{Exec, ExecError, TerminalSize};
 use crate::cli::context::{Context, runtime};
 use crate::vm::guest::exec;
 use crate::vm::instance::control;
-use crate::vm::instance::{Found, State, Vms};
+use crate::vm::instance::{State, VmEntry, Vms};
 
 /// Run a command in a running VM
 ///
@@ -94,14 +94,14 @@ pub fn shell(args: &ShellArgs, context: &Context) -> Result<ExitCode> {
 }
 
 /// The VM that `name` means, which must be alive.
-pub fn find_running(context: &Context, name: &str) -> Result<Found> {
+pub fn find_running(context: &Context, name: &str) -> Result<VmEntry> {
     let vm = Vms::open(&context.home)?.find(name)?;
     ensure!(vm.state == State::Alive, "VM '{0}' has ended: 'lazyroot logs {0}' may say why", vm.record.name);
     Ok(vm)
 }
 
 /// A program as the image wants programs to be run.
-fn request(vm: &Found, argv: Vec<Vec<u8>>, user: Option<String>) -> Exec {
+fn request(vm: &VmEntry, argv: Vec<Vec<u8>>, user: Option<String>) -> Exec {
     let defaults = &vm.record.defaults;
     Exec {
         argv,
@@ -113,7 +113,7 @@ fn request(vm: &Found, argv: Vec<Vec<u8>>, user: Option<String>) -> Exec {
 }
 
 /// Runs a program in a VM on our standard streams.
-fn run_in(vm: &Found, request: Exec, input: exec::Input) -> Result<exec::Outcome> {
+fn run_in(vm: &VmEntry, request: Exec, input: exec::Input) -> Result<exec::Outcome> {
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let stream = tokio::select! {

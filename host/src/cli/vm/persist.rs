@@ -13,7 +13,7 @@ use crate::cli::vm::run::{self, ParseRun};
 use crate::store::{ImageName, Store};
 use crate::vm::guest::copy;
 use crate::vm::instance::disks::{Disks, Saved};
-use crate::vm::instance::{Found, Record, State, Vms};
+use crate::vm::instance::{Record, State, VmEntry, Vms};
 use crate::vm::kernel::bundle::Kernels;
 
 /// Start a stopped VM that was made with --persist
@@ -90,7 +90,7 @@ struct Stopped {
 
 impl Stopped {
     fn find(context: &Context, text: &str) -> Result<Self> {
-        let Found { record: Record { name, .. }, state, .. } = Vms::open(&context.home)?.find(text)?;
+        let VmEntry { record: Record { name, .. }, state, .. } = Vms::open(&context.home)?.find(text)?;
         ensure!(state != State::Alive, "VM '{name}' is running: 'lazyroot stop {name}' first");
         let disks = Disks::open(&context.home)?;
         let claim = disks.claim(&name)?;

@@ -11,7 +11,7 @@ use crate::cli::output::{Format, print};
 use crate::human::{age, columns};
 use crate::vm::instance::control;
 use crate::vm::instance::status::{Status, Timings};
-use crate::vm::instance::{self, Found, Record, State, Vms};
+use crate::vm::instance::{self, Record, State, VmEntry, Vms};
 
 /// List the VMs that run
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ pub struct InspectArgs {
 
 /// A VM as it is shown.
 #[derive(Serialize)]
-struct Shown {
+struct StatusRow {
     id: String,
     /// `starting`, `running`, `paused`, `stopping`, `unresponsive`, `exited`, `failed` or `lost`.
     state: String,
@@ -81,7 +81,7 @@ pub fn inspect(args: &InspectArgs, context: &Context) -> Result<ExitCode> {
     print(&(serde_json::to_string_pretty(&shown)? + "\n"))
 }
 
-async fn show(vm: Found) -> Shown {
+async fn show(vm: VmEntry) -> StatusRow {
     let status = match vm.state {
         State::Alive => control::status(&vm.dir).await.ok(),
         _ => None,
@@ -96,7 +96,7 @@ async fn show(vm: Found) -> Shown {
         (State::Stopped, _) => ("stopped".to_owned(), None),
     };
     let timings = status.as_ref().map(|status| status.timings).or(end.as_ref().map(|end| end.timings));
-    Shown {
+    StatusRow {
         id,
         state,
         exit_status: end.as_ref().and_then(|end| end.status),
@@ -109,7 +109,7 @@ async fn show(vm: Found) -> Shown {
     }
 }
 
-fn table(shown: &[Shown]) -> String {
+fn table(shown: &[StatusRow]) -> String {
     let mut rows = vec![["NAME", "STATE", "IMAGE", "COMMAND", "CREATED"].map(str::to_owned)];
     for vm in shown {
         let record = &vm.record;

@@ -77,8 +77,8 @@ impl Reporter {
     /// What was read in the session with this number, or in the newest one that read something.
     pub fn trace(&self, session: Option<u64>) -> Option<Trace> {
         let activities = self.server.activities();
-        let wanted = |activity: &&Arc<Activity>| session.is_none_or(|number| activity.number == number);
-        let mut traces = activities.iter().rev().filter(wanted).map(|activity| activity.trace());
+        let is_chosen = |activity: &&Arc<Activity>| session.is_none_or(|number| activity.number == number);
+        let mut traces = activities.iter().rev().filter(is_chosen).map(|activity| activity.trace());
         let newest = traces.next()?;
         match newest.reads.is_empty() {
             true => Some(traces.find(|trace| !trace.reads.is_empty()).unwrap_or(newest)),

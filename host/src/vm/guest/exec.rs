@@ -116,9 +116,9 @@ async fn next_message(from_guest: &mut (impl AsyncRead + Unpin)) -> Result<ExecO
 }
 
 /// A program that runs without us: its output goes to a log, and it reads nothing.
-pub struct Unattended<S>(S);
+pub struct DetachedProgram<S>(S);
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Unattended<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> DetachedProgram<S> {
     /// Starts `exec` on a stream that the guest opened.
     ///
     /// # Errors
@@ -247,12 +247,12 @@ pub async fn run(
             }
             signal = signals.next() => {
                 let message = match signal {
-                    Caught::Window => match window() {
+                    SignalEvent::Window => match window() {
                         Some(window) if on_terminal => ExecInput::Resize(window),
                         _ => continue,
                     },
-                    Caught::Number(number) => ExecInput::Signal(number),
-                    Caught::EnoughOfIt(number) => return Ok(Outcome::Ended(Status::of_signal(number))),
+                    SignalEvent::Number(number) => ExecInput::Signal(number),
+                    SignalEvent::GiveUp(number) => return Ok(Outcome::Ended(Status::of_signal(number))),
                 };
                 write_frame(&mut to_guest, &message.encode()).await.context("the guest went away")?;
             }
@@ -324,16 +324,16 @@ const SIGTERM: u8 = 15;
 pub async fn ended_by_signal() -> Result<Status> {
     let mut signals = Signals::new()?;
     loop {
-        if let Caught::Number(number) = signals.next().await {
+        if let SignalEvent::Number(number) = signals.next().await {
             return Ok(Status::of_signal(number));
         }
     }
 }
 
-enum Caught {
+enum SignalEvent {
     Number(u8),
     Window,
-    EnoughOfIt(u8),
+    GiveUp(u8),
 }
 
 struct Signals {
@@ -342,7 +342,7 @@ struct Signals {
     quit: Signal,
     terminate: Signal,
     window: Signal,
-    caught: u32,
+    count: u32,
 }
 
 impl Signals {
@@ -353,20 +353,20 @@ impl Signals {
             quit: signal(SignalKind::quit())?,
             terminate: signal(SignalKind::terminate())?,
             window: signal(SignalKind::window_change())?,
-            caught: 0,
+            count: 0,
         })
     }
 
-    async fn next(&mut self) -> Caught {
+    async fn next(&mut self) -> SignalEvent {
         let number = tokio::select! {
             _ = self.hangup.recv() => SIGHUP,
             _ = self.interrupt.recv() => SIGINT,
             _ = self.quit.recv() => SIGQUIT,
             _ = self.terminate.recv() => SIGTERM,
-            _ = self.window.recv() => return Caught::Window,
+            _ = self.window.recv() => return SignalEvent::Window,
         };
-        self.caught += 1;
-        if self.caught < PATIENCE { Caught::Number(number) } else { Caught::EnoughOfIt(number) }
+        self.count += 1;
+        if self.count < PATIENCE { SignalEvent::Number(number) } else { SignalEvent::GiveUp(number) }
     }
 }
 

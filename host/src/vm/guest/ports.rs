@@ -61,13 +61,13 @@ impl PortForward {
         Ok(Self { map, listener })
     }
 
-    /// Brings connections to the guest behind `hub`, for ever. Dropping the future ends them.
-    pub async fn serve(self, hub: Arc<GuestAgent>) {
+    /// Brings connections to the guest behind `agent`, for ever. Dropping the future ends them.
+    pub async fn serve(self, agent: Arc<GuestAgent>) {
         let map = Arc::new(self.map);
         serve_each(self.listener, MAX_CONNECTIONS, |stream| {
-            let (hub, map) = (hub.clone(), map.clone());
+            let (agent, map) = (agent.clone(), map.clone());
             async move {
-                if let Err(error) = connect(&hub, &map.guest, stream).await {
+                if let Err(error) = connect(&agent, &map.guest, stream).await {
                     tracing::info!("{map}: {error:#}");
                 }
             }
@@ -77,12 +77,12 @@ impl PortForward {
 }
 
 /// One connection, from what came in here to what listens in the guest.
-async fn connect(hub: &GuestAgent, target: &GuestEnd, local: BoxStream) -> Result<()> {
+async fn connect(agent: &GuestAgent, target: &GuestEnd, local: BoxStream) -> Result<()> {
     let target = match target {
         GuestEnd::Tcp(port) => Target::Tcp(*port),
         GuestEnd::Unix(path) => Target::Unix(path.clone().into()),
     };
-    let (mut from_guest, mut to_guest) = tokio::io::split(hub.open_stream().await?);
+    let (mut from_guest, mut to_guest) = tokio::io::split(agent.open_stream().await?);
     write_frame(&mut to_guest, &Service::Connect(target).encode()).await?;
     match next_frame(&mut from_guest).await? {
         ServiceFrame::Done => (),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::durable::rename_unsynced;
 use crate::vm::guest::copy::{self, write_with_mode};
 use crate::vm::guest::exec::{self, Input, Outcome};
-use crate::vm::instance::Found;
+use crate::vm::instance::VmEntry;
 use crate::vm::instance::control;
 
 /// Where the guest's half goes: the folder is put into `/run`.
@@ -61,7 +61,7 @@ impl Keys {
     ///
     /// # Errors
     /// If a path is not UTF-8, or holds what such a file cannot.
-    pub fn client_config(&self, vm: &Found) -> Result<String> {
+    pub fn client_config(&self, vm: &VmEntry) -> Result<String> {
         let program = std::env::current_exe().context("cannot tell where lazyroot is")?;
         let quoted = |path: &Path| -> Result<String> {
             let text = path.to_str().filter(|text| !text.contains(['"', '\n', '%']));
@@ -86,7 +86,7 @@ impl Keys {
     ///
     /// # Errors
     /// As [`Self::client_config`], or if it cannot be written.
-    pub fn client_config_file(&self, vm: &Found) -> Result<PathBuf> {
+    pub fn client_config_file(&self, vm: &VmEntry) -> Result<PathBuf> {
         let path = self.0.join("config");
         fs::write(&path, self.client_config(vm)?).context("cannot write the ssh configuration")?;
         Ok(path)
@@ -204,7 +204,7 @@ async fn first_word(dir: &Path) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// If the VM's keys or configuration cannot be made.
-pub fn client(vm: &Found) -> Result<Command> {
+pub fn client(vm: &VmEntry) -> Result<Command> {
     let keys = Keys::of(&vm.dir)?;
     let config = keys.client_config_file(vm)?;
     // Nothing of the user's own configuration: it was written for other hosts.

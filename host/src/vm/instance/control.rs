@@ -70,16 +70,16 @@ pub enum OrderKind {
 
 /// Serves a VM's control socket.
 pub struct Control {
-    hub: Arc<GuestAgent>,
+    agent: Arc<GuestAgent>,
     watch: Arc<Watch>,
     orders: mpsc::Sender<Order>,
 }
 
 impl Control {
-    /// One for the VM behind `hub` and `watch`, and the orders that come in.
-    pub fn new(hub: Arc<GuestAgent>, watch: Arc<Watch>) -> (Self, mpsc::Receiver<Order>) {
+    /// One for the VM behind `agent` and `watch`, and the orders that come in.
+    pub fn new(agent: Arc<GuestAgent>, watch: Arc<Watch>) -> (Self, mpsc::Receiver<Order>) {
         let (orders, received) = mpsc::channel(QUEUE);
-        (Self { hub, watch, orders }, received)
+        (Self { agent, watch, orders }, received)
     }
 
     /// Binds the socket in a VM's folder.
@@ -123,7 +123,7 @@ impl Control {
 
     async fn open_stream(&self) -> Result<crate::serve::BoxStream> {
         self.watch.check_running()?;
-        Ok(self.hub.open_stream().await?)
+        Ok(self.agent.open_stream().await?)
     }
 
     async fn order(&self, what: OrderKind) -> Result<()> {

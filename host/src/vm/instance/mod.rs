@@ -20,4 +20,4 @@ pub mod volume;
 
 pub use folder::{Instance, State};
 pub use record::{Defaults, End, Record, now};
-pub use registry::{Found, Vms};
+pub use registry::{VmEntry, Vms};

@@ -12,7 +12,7 @@ use crate::vm::instance::record::{End, Record, now, read_json};
 
 /// A VM's folder, as it is found by others.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct VmEntry {
     /// What it is.
     pub record: Record,
     /// Whether it lives.
@@ -21,7 +21,7 @@ pub struct Found {
     pub dir: PathBuf,
 }
 
-impl Found {
+impl VmEntry {
     /// Its folder's name, unique among all VMs.
     pub fn id(&self) -> String {
         self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
@@ -67,14 +67,14 @@ impl Vms {
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub fn list(&self) -> Result<Vec<Found>> {
+    pub fn list(&self) -> Result<Vec<VmEntry>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let dir = entry?.path();
             // One without is on its way in or out.
             let Some(record) = read_json(&dir.join("vm.json")) else { continue };
             let Some(state) = state(&dir)? else { continue };
-            found.push(Found { record, state, dir });
+            found.push(VmEntry { record, state, dir });
         }
         for name in self.disks.names()? {
             if found.iter().all(|vm| vm.record.name != name) {
@@ -82,7 +82,7 @@ impl Vms {
                 let image = self.disks.get(&name).map(|saved| saved.image).unwrap_or_default();
                 let dir = self.disks.disk(&name).parent().map(Path::to_owned).unwrap_or_default();
                 let record = Record { name, image, persistent: true, keep: true, ..Record::default() };
-                found.push(Found { record, state: State::Stopped, dir });
+                found.push(VmEntry { record, state: State::Stopped, dir });
             }
         }
         found.sort_by(|a, b| (a.record.created, &a.record.name).cmp(&(b.record.created, &b.record.name)));
@@ -93,20 +93,20 @@ impl Vms {
     ///
     /// # Errors
     /// If there is none, or more than one.
-    pub fn find(&self, text: &str) -> Result<Found> {
+    pub fn find(&self, text: &str) -> Result<VmEntry> {
         let mut all = self.list()?;
         if let Some(exact) = all.iter().position(|vm| vm.record.name == text || vm.id() == text) {
             return Ok(all.swap_remove(exact));
         }
-        let names = |vms: &[Found]| vms.iter().map(|vm| vm.record.name.clone()).collect::<Vec<_>>().join(", ");
-        let (mut meant, others): (Vec<_>, Vec<_>) = all
+        let names = |vms: &[VmEntry]| vms.iter().map(|vm| vm.record.name.clone()).collect::<Vec<_>>().join(", ");
+        let (mut matches, others): (Vec<_>, Vec<_>) = all
             .into_iter()
             .partition(|vm| !text.is_empty() && (vm.record.name.starts_with(text) || vm.id().starts_with(text)));
-        match (meant.len(), others.is_empty()) {
-            (1, _) => Ok(meant.remove(0)),
+        match (matches.len(), others.is_empty()) {
+            (1, _) => Ok(matches.remove(0)),
             (0, true) => bail!("there is no VM '{text}', and no other: 'lazyroot run -d' starts one"),
             (0, false) => bail!("there is no VM '{text}'; there are: {}", names(&others)),
-            _ => bail!("'{text}' may be any of several VMs: {}", names(&meant)),
+            _ => bail!("'{text}' may be any of several VMs: {}", names(&matches)),
         }
     }
 
@@ -114,7 +114,7 @@ impl Vms {
     ///
     /// # Errors
     /// If it lives, its disk is in use, or its folder cannot be removed.
-    pub fn remove(&self, vm: &Found) -> Result<()> {
+    pub fn remove(&self, vm: &VmEntry) -> Result<()> {
         let _launching = self.hold_launches()?;
         let name = &vm.record.name;
         ensure!(!vm.is_alive(), "VM '{name}' is running: 'lazyroot stop {name}' first, or --force");
@@ -130,7 +130,7 @@ impl Vms {
         }
     }
 
-    fn named(&self, name: &str) -> Result<Option<Found>> {
+    fn named(&self, name: &str) -> Result<Option<VmEntry>> {
         Ok(self.list()?.into_iter().find(|vm| vm.record.name == name))
     }
 
@@ -183,14 +183,14 @@ impl Vms {
 
 /// # Errors
 /// If there is another VM of that name, or it is no good as a host name.
-fn refuse(name: &str, other: Option<Found>) -> Result<()> {
+fn refuse(name: &str, other: Option<VmEntry>) -> Result<()> {
     check_name(name)?;
     match other {
         None => Ok(()),
-        Some(Found { state: State::Alive, record, .. }) => {
+        Some(VmEntry { state: State::Alive, record, .. }) => {
             bail!("a VM named '{name}' is running already (process {}): choose another --name", record.pid)
         }
-        Some(Found { state: State::Stopped, .. }) => {
+        Some(VmEntry { state: State::Stopped, .. }) => {
             bail!(
                 "there is a stopped VM named '{name}': 'lazyroot start {name}', 'lazyroot rm {name}', or another name"
             )

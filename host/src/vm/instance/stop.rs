@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::home::Home;
 use crate::vm::instance::control::{self, OrderKind};
-use crate::vm::instance::{Found, Vms};
+use crate::vm::instance::{VmEntry, Vms};
 
 /// How much longer than its patience a VM's end may take before it counts as hung: its processes are killed then,
 /// which is quick.
@@ -21,7 +21,7 @@ const EVERY: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// If it cannot be ended.
-pub async fn stop(vm: &Found, within: Duration) -> Result<()> {
+pub async fn stop(vm: &VmEntry, within: Duration) -> Result<()> {
     let deadline = Instant::now() + within + MARGIN;
     while vm.is_alive() {
         match timeout(deadline - Instant::now(), control::order(&vm.dir, OrderKind::Stop(within))).await {
@@ -38,7 +38,7 @@ pub async fn stop(vm: &Found, within: Duration) -> Result<()> {
 }
 
 /// Ends a VM's lazyroot, and with it, by the kernel, all that it started.
-async fn kill(vm: &Found) -> Result<()> {
+async fn kill(vm: &VmEntry) -> Result<()> {
     // The lock is held, so the process is still the one that took it.
     if vm.is_alive() {
         let pid = i32::try_from(vm.record.pid).ok().and_then(Pid::from_raw).context("the VM has no process")?;
@@ -50,7 +50,7 @@ async fn kill(vm: &Found) -> Result<()> {
     gone(vm).await
 }
 
-async fn gone(vm: &Found) -> Result<()> {
+async fn gone(vm: &VmEntry) -> Result<()> {
     while vm.is_alive() {
         sleep(EVERY).await;
     }
@@ -61,7 +61,7 @@ async fn gone(vm: &Found) -> Result<()> {
 ///
 /// # Errors
 /// If it cannot be ended, or its folder not be removed.
-pub async fn remove(home: &Home, vm: &Found) -> Result<()> {
+pub async fn remove(home: &Home, vm: &VmEntry) -> Result<()> {
     stop(vm, Duration::ZERO).await?;
     Vms::open(home)?.remove(vm)
 }

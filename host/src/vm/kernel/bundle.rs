@@ -82,13 +82,13 @@ impl Kernel {
     /// # Errors
     /// If the bundle is damaged, or a feature is not in it.
     pub fn modules(&self, features: &[Feature]) -> Result<Vec<Module>> {
-        let mut wanted: HashSet<&String> = self.bundle.modules.iter().collect();
+        let mut names: HashSet<&String> = self.bundle.modules.iter().collect();
         for feature in features {
             let modules = self.bundle.features.get(feature).with_context(|| {
                 let release = &self.bundle.release;
                 format!("kernel {release} has no modules for {feature}: import it again, or use another kernel")
             })?;
-            wanted.extend(modules);
+            names.extend(modules);
         }
         let dir = self.dir.join("modules");
         let order = fs::read_to_string(dir.join("order")).context("the kernel bundle has no module order")?;
@@ -96,7 +96,7 @@ impl Kernel {
             let content = fs::read(dir.join(file)).with_context(|| format!("the kernel bundle lacks {file}"))?;
             Ok(Module { name: module_of(file), content })
         };
-        order.lines().filter(|file| wanted.contains(&module_of(file))).map(read).collect()
+        order.lines().filter(|file| names.contains(&module_of(file))).map(read).collect()
     }
 }
 

@@ -173,15 +173,15 @@ impl Kernels {
     }
 }
 
-/// Of a kernel in a Debian package, the `wanted` modules (name, and what for) that are not built in, dependencies
+/// Of a kernel in a Debian package, the `modules` (name, and what for) that are not built in, dependencies
 /// first. For guests that are not lazyroot's own, such as those it is compared with.
 ///
 /// # Errors
 /// If the package cannot be read, or the kernel lacks something.
-pub fn modules_of_deb(path: &Path, wanted: &[(&str, &str)]) -> Result<Vec<Module>> {
+pub fn modules_of_deb(path: &Path, modules: &[(&str, &str)]) -> Result<Vec<Module>> {
     let files = TarFiles::of_deb(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (_, modules_dir) = find_release(&files)?;
-    module_tree(&files, &modules_dir)?.closure(wanted)
+    module_tree(&files, &modules_dir)?.closure(modules)
 }
 
 /// The one release among the files, and the folder of its modules.

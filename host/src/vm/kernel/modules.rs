@@ -122,15 +122,15 @@ impl<'a> ModuleTree<'a> {
         if !has("CONFIG_RD_LZ4") {
             bail!("kernel {release} cannot unpack an LZ4 initramfs: it needs CONFIG_RD_LZ4");
         }
-        let mut wanted = REQUIRED.to_vec();
+        let mut roots = REQUIRED.to_vec();
         if self.paths.contains_key(OPTIONAL.0) {
-            // Behind the bus: what the later ones say is to be seen.
-            wanted.insert(1, OPTIONAL);
+            // Behind the bus: what the later ones say is to be visited.
+            roots.insert(1, OPTIONAL);
         }
         if (major, minor) < (6, 12) || !has("CONFIG_EROFS_FS_BACKED_BY_FILE") {
-            wanted.push(REQUIRED_FOR_LOOP);
+            roots.push(REQUIRED_FOR_LOOP);
         }
-        self.closure(&wanted).with_context(|| format!("kernel {release} cannot run a guest"))
+        self.closure(&roots).with_context(|| format!("kernel {release} cannot run a guest"))
     }
 
     /// The modules for a feature, dependencies first; `None` if the kernel lacks any.
@@ -138,31 +138,31 @@ impl<'a> ModuleTree<'a> {
         self.closure(feature.modules()).ok()
     }
 
-    /// Those of the `wanted` modules (name, and what for) that are not built in, dependencies first.
+    /// Those of the `roots` (name, and what for) that are not built in, dependencies first.
     ///
     /// # Errors
     /// If the kernel lacks something; the error says what.
-    pub fn closure(&self, wanted: &[(&str, &str)]) -> Result<Vec<Module>> {
-        let (mut modules, mut seen) = (Vec::new(), HashSet::new());
-        for (name, purpose) in wanted {
-            self.add(name, &mut modules, &mut seen)
+    pub fn closure(&self, roots: &[(&str, &str)]) -> Result<Vec<Module>> {
+        let (mut modules, mut visited) = (Vec::new(), HashSet::new());
+        for (name, purpose) in roots {
+            self.add(name, &mut modules, &mut visited)
                 .with_context(|| format!("the kernel lacks what the guest needs for {purpose}"))?;
         }
         Ok(modules)
     }
 
-    fn add(&self, name: &str, modules: &mut Vec<Module>, seen: &mut HashSet<String>) -> Result<()> {
-        if self.builtin.contains(name) || !seen.insert(name.to_owned()) {
+    fn add(&self, name: &str, modules: &mut Vec<Module>, visited: &mut HashSet<String>) -> Result<()> {
+        if self.builtin.contains(name) || !visited.insert(name.to_owned()) {
             return Ok(());
         }
         let path = self.paths.get(name).with_context(|| format!("no module {name}, and it is not built in"))?;
         let content = unpack(path, &(self.read)(path)?).with_context(|| format!("cannot unpack {path}"))?;
         let info = modinfo(&content).with_context(|| format!("{path} is no kernel module"))?;
         for dependency in dependencies(&info) {
-            self.add(&dependency, modules, seen)?;
+            self.add(&dependency, modules, visited)?;
         }
         for dependency in soft_dependencies(&info).filter(|name| self.paths.contains_key(name)) {
-            self.add(&dependency, modules, seen)?;
+            self.add(&dependency, modules, visited)?;
         }
         modules.push(Module { name: name.to_owned(), content: without_signature(content) });
         Ok(())

@@ -12,7 +12,7 @@ use crate::home::Home;
 use crate::serve::BoxStream;
 use crate::serve::report::{Kind, Reporter};
 use crate::store::Store;
-use crate::vm::guest::exec::{self, Outcome, Status, Unattended};
+use crate::vm::guest::exec::{self, DetachedProgram, Outcome, Status};
 use crate::vm::guest::readiness::Wait;
 use crate::vm::instance::{self, End};
 use crate::vm::log::Log;
@@ -27,7 +27,7 @@ pub const OUTPUT_LOG: &str = "output.log";
 /// whoever waited; the future then lasts as long as the VM. A command that cannot be run gives its status, and why.
 ///
 /// # Errors
-/// If the VM cannot be started or does not become ready; what happens later is for [`Found`](crate::vm::instance::Found).
+/// If the VM cannot be started or does not become ready; what happens later is for [`VmEntry`](crate::vm::instance::VmEntry).
 pub async fn run_detached(
     home: &Home,
     store: &Store,
@@ -89,30 +89,30 @@ pub async fn run_detached(
 /// A VM that is ready.
 enum Beginning {
     /// With its command and where that writes to, if it has one.
-    Running(Option<(Unattended<BoxStream>, Log)>),
+    Running(Option<(DetachedProgram<BoxStream>, Log)>),
     NotStarted(ExecError, String),
 }
 
 impl Vm {
     /// Waits until the guest's agent is there, and the command runs, if there is one.
     async fn become_ready(&mut self, command: Option<Exec>, wait: &Wait) -> Result<Beginning> {
-        let (hub, watch, dir) = (self.hub.clone(), self.watch.clone(), self.instance.dir().to_owned());
+        let (agent, watch, dir) = (self.agent.clone(), self.watch.clone(), self.instance.dir().to_owned());
         let log = dir.join(OUTPUT_LOG);
         let begin = async {
-            tokio::time::timeout(BOOT_DEADLINE, hub.connected()).await.map_err(|_| too_late())?;
+            tokio::time::timeout(BOOT_DEADLINE, agent.connected()).await.map_err(|_| too_late())?;
             let Some(exec) = command else {
                 wait.wait(&dir, &watch).await?;
                 return Ok(Beginning::Running(None));
             };
             let log = Log::create(&log).context("cannot make the command's log")?;
-            match Unattended::start(hub.open_stream().await?, exec).await? {
+            match DetachedProgram::start(agent.open_stream().await?, exec).await? {
                 Ok(program) => Ok(Beginning::Running(Some((program, log)))),
                 Err((why, text)) => Ok(Beginning::NotStarted(why, text)),
             }
         };
         let begin = async {
             tokio::select! {
-                begun = begin => begun,
+                beginning = begin => beginning,
                 () = tokio::time::sleep(READY_DEADLINE) => {
                     bail!("it was not ready within {} s; --wait says what for", READY_DEADLINE.as_secs())
                 }
@@ -120,7 +120,7 @@ impl Vm {
             }
         };
         match self.drive(begin).await? {
-            Supervision::Done(begun) => begun,
+            Supervision::Done(beginning) => beginning,
             Supervision::Ended => bail!("the VM ended before it was ready"),
             Supervision::Killed => bail!("it was stopped before it was ready"),
         }

@@ -71,15 +71,15 @@ pub async fn run(home: &Home, store: &Store, launch: Launch, launched: Instant) 
 impl Vm {
     /// Waits for the guest's agent, and has it run the command.
     async fn run_command(&mut self, exec: Exec) -> Result<Status> {
-        let hub = self.hub.clone();
-        let agent = async {
+        let agent = self.agent.clone();
+        let opening = async {
             tokio::select! {
-                stream = hub.open_stream() => Ok(Ok(stream?)),
+                stream = agent.open_stream() => Ok(Ok(stream?)),
                 () = tokio::time::sleep(BOOT_DEADLINE) => Err(too_late()),
                 status = exec::ended_by_signal() => Ok(Err(status?)),
             }
         };
-        let stream = match self.drive(agent).await? {
+        let stream = match self.drive(opening).await? {
             Supervision::Done(Ok(Ok(stream))) => stream,
             Supervision::Done(Ok(Err(status))) => return Ok(status),
             Supervision::Done(Err(error)) => return Err(error),
@@ -88,14 +88,14 @@ impl Vm {
         };
         let watch = self.watch.clone();
         let run = exec::run(stream, exec, Input::Ours, || watch.ready());
-        let driven = self.drive(async { run.await.map(Outcome::report) }).await?;
+        let supervision = self.drive(async { run.await.map(Outcome::report) }).await?;
         // A hypervisor that dies takes the guest's streams along first: its own end says more.
-        if let Supervision::Done(Err(_)) = &driven
+        if let Supervision::Done(Err(_)) = &supervision
             && let Ok(ended) = tokio::time::timeout(LAST_WORDS, self.machine.wait()).await
         {
             ended?;
         }
-        driven.status()
+        supervision.status()
     }
 }
 

@@ -31,9 +31,9 @@ pub async fn run_around<T, W: Future<Output = Result<T>>>(
         status = exec::ended_by_signal() => return Err(interrupted(status?)),
         vm = Vm::start(home, store, &launch, ConsoleUser::Nobody, launched) => vm?,
     };
-    let (hub, watch, dir) = (vm.hub.clone(), vm.watch.clone(), vm.instance.dir().to_owned());
+    let (agent, watch, dir) = (vm.agent.clone(), vm.watch.clone(), vm.instance.dir().to_owned());
     let work = async {
-        tokio::time::timeout(BOOT_DEADLINE, hub.connected()).await.map_err(|_| too_late())?;
+        tokio::time::timeout(BOOT_DEADLINE, agent.connected()).await.map_err(|_| too_late())?;
         watch.ready();
         tokio::select! {
             biased;
@@ -41,9 +41,9 @@ pub async fn run_around<T, W: Future<Output = Result<T>>>(
             done = work(dir) => done,
         }
     };
-    let driven = vm.drive(work).await;
+    let supervision = vm.drive(work).await;
     vm.end_machine().await;
-    match driven {
+    match supervision {
         Ok(Supervision::Done(done)) => done,
         Ok(Supervision::Ended | Supervision::Killed) => bail!("the VM ended too early"),
         Err(error) => match vm.explain(Err(error)) {

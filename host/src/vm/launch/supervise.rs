@@ -80,7 +80,7 @@ pub(super) struct Vm {
     capabilities: Capabilities,
     _serving: JoinSet<()>,
     pub(super) server: Arc<Server>,
-    pub(super) hub: Arc<GuestAgent>,
+    pub(super) agent: Arc<GuestAgent>,
     pub(super) watch: Arc<Watch>,
     orders: mpsc::Receiver<Order>,
     /// When its patience with a guest that was asked to end is over.
@@ -138,7 +138,7 @@ impl Vm {
         let listener = Listener::bind(&endpoint)?;
         let control_listener = Control::listen(instance.dir())?;
         let see_listener = Reporter::listen(instance.dir())?;
-        let hub = Arc::new(GuestAgent::with_settings(&settings));
+        let agent = Arc::new(GuestAgent::with_settings(&settings));
         let (image, source) = (launch.image.clone(), store.source());
         let memory = BootHistory::new(store, &launch.image.id, launch.profile);
         let catalog = Catalog::on_demand(image.id, move || {
@@ -153,15 +153,15 @@ impl Vm {
                 }
             }
         };
-        let server = Arc::new(Server::new(catalog, Some(hub.clone()), on_event));
+        let server = Arc::new(Server::new(catalog, Some(agent.clone()), on_event));
         let stats = server.clone();
         let watch = watch.get_or_init(|| Watch::new(move || stats.totals().snapshot())).clone();
-        let (control, orders) = Control::new(hub.clone(), watch.clone());
+        let (control, orders) = Control::new(agent.clone(), watch.clone());
         let mut serving = JoinSet::new();
         serving.spawn(server.clone().serve(listener));
         serving.spawn(control.serve(control_listener));
         for port in ports {
-            serving.spawn(port.serve(hub.clone()));
+            serving.spawn(port.serve(agent.clone()));
         }
         serving.spawn(Reporter::new(server.clone(), Kind::Vm, instance.name()).serve(see_listener));
         watch.starting(accelerator, guest_socket, launched);
@@ -172,7 +172,7 @@ impl Vm {
             capabilities: backend.capabilities(),
             _serving: serving,
             server,
-            hub,
+            agent,
             watch,
             orders,
             kill_at: None,
@@ -233,7 +233,7 @@ impl Vm {
                 self.watch.set_phase(Phase::Stopping);
                 self.kill_at = Some(tokio::time::Instant::now() + within);
                 // Without an agent or a power button there is nobody to ask.
-                if self.hub.power_off().await.is_err() && self.machine.power_button().await.is_err() {
+                if self.agent.power_off().await.is_err() && self.machine.power_button().await.is_err() {
                     self.kill_at = Some(tokio::time::Instant::now());
                 }
             }
@@ -261,7 +261,7 @@ impl Vm {
             let now = tokio::time::Instant::now();
             let deadline = match self.kill_at {
                 Some(at) => at,
-                None if self.hub.power_off().await.is_ok() => now + FLUSH_DEADLINE,
+                None if self.agent.power_off().await.is_ok() => now + FLUSH_DEADLINE,
                 None => now,
             };
             // Fails if it has ended by itself.

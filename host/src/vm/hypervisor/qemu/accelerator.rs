@@ -84,10 +84,15 @@ type Probed = BTreeMap<String, bool>;
 ///
 /// # Errors
 /// If KVM was asked for and cannot be used, or the probe cannot be started.
-pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, asked: Option<Accelerator>) -> Result<Accelerator> {
+pub async fn choose(
+    home: &Home,
+    kernel: &Kernel,
+    initramfs: &Path,
+    requested: Option<Accelerator>,
+) -> Result<Accelerator> {
     let arch = kernel.bundle.arch;
     if arch != Arch::HOST {
-        match asked {
+        match requested {
             None | Some(Accelerator::Tcg) => return Ok(Accelerator::Tcg),
             Some(Accelerator::Kvm) => bail!(
                 "KVM runs guests of this machine's architecture, {}: kernel {} is for {arch}; use --hypervisor qemu:tcg",
@@ -97,7 +102,7 @@ pub async fn choose(home: &Home, kernel: &Kernel, initramfs: &Path, asked: Optio
         }
     }
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
-    match (asked, kvm) {
+    match (requested, kvm) {
         (Some(Accelerator::Tcg), _) | (None, Err(_)) => return Ok(Accelerator::Tcg),
         (Some(Accelerator::Kvm), Ok(_)) => return Ok(Accelerator::Kvm),
         (Some(Accelerator::Kvm), Err(error)) => {

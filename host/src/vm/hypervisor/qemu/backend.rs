@@ -67,8 +67,8 @@ impl Backend for QemuBackend {
             if !cfg!(target_os = "linux") {
                 bail!("QEMU's vsock needs Linux: leave out --hypervisor, or use vfkit");
             }
-            let wanted = accelerator.and_then(Accelerator::named);
-            let accelerator = accelerator::choose(home, kernel, initramfs, wanted).await?;
+            let requested = accelerator.and_then(Accelerator::named);
+            let accelerator = accelerator::choose(home, kernel, initramfs, requested).await?;
             Ok(Box::new(Qemu::new(home, kernel.bundle.arch, accelerator)?) as Box<dyn Hypervisor>)
         })
     }

@@ -46,7 +46,7 @@ pub enum State {
     Changing,
 }
 
-/// What a machine is asked to do.
+/// What a machine is request to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Change {
     /// Halt.
@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers the first request with these bytes; returns what was asked.
+    /// Answers the first request with these bytes; returns what was request.
     async fn served(reply: Vec<u8>, ask: impl AsyncFnOnce(Rest)) -> String {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
@@ -199,14 +199,15 @@ mod tests {
     #[tokio::test]
     async fn states_are_read_and_changes_asked_for() {
         let body = r#"{"canHardStop":true,"canPause":true,"state":"VirtualMachineStateRunning"}"#;
-        let asked = served(reply("200 OK", body), async |rest| {
+        let request = served(reply("200 OK", body), async |rest| {
             assert_eq!(rest.state().await.unwrap(), State::Running);
         })
         .await;
-        assert!(asked.starts_with("GET /vm/state HTTP/1.1\r\n"), "{asked}");
-        let asked = served(reply("202 Accepted", ""), async |rest| rest.change(Change::HardStop).await.unwrap()).await;
-        assert!(asked.starts_with("POST /vm/state HTTP/1.1\r\n"), "{asked}");
-        assert!(asked.ends_with(r#"{"state":"HardStop"}"#), "{asked}");
+        assert!(request.starts_with("GET /vm/state HTTP/1.1\r\n"), "{request}");
+        let request =
+            served(reply("202 Accepted", ""), async |rest| rest.change(Change::HardStop).await.unwrap()).await;
+        assert!(request.starts_with("POST /vm/state HTTP/1.1\r\n"), "{request}");
+        assert!(request.ends_with(r#"{"state":"HardStop"}"#), "{request}");
     }
 
     #[tokio::test]

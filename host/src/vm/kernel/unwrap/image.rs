@@ -28,11 +28,11 @@ pub fn check_plain(path: &Path, arch: Arch) -> Result<(), PlainError> {
     let mut head = Vec::new();
     let read = |head: &mut Vec<u8>| File::open(path)?.take(1024).read_to_end(head);
     read(&mut head).map_err(|error| PlainError::Read(path.to_owned(), error))?;
-    let (fits, wanted) = match arch {
+    let (fits, form) = match arch {
         Arch::Aarch64 => (is_arm64_image(&head), "uncompressed arm64 Image"),
         Arch::X86_64 => (head.get(0x202..0x206) == Some(b"HdrS"), "x86 bzImage"),
     };
-    if fits { Ok(()) } else { Err(PlainError::NotPlain(path.to_owned(), wanted)) }
+    if fits { Ok(()) } else { Err(PlainError::NotPlain(path.to_owned(), form)) }
 }
 
 pub(super) fn is_arm64_image(bytes: &[u8]) -> bool {
