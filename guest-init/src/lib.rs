@@ -15,7 +15,7 @@
 //! | `init` | PID 1 of a VM and the daemon behind its root; uses the agent, too |
 //!
 //! The files beside the rooms use no room. All but `init` and `agent` runs on any Linux: so `lazyroot mount` shows an image
-//! without a VM.
+//! without a VM. The way of a READ, threads and locks are in `docs/src/explanation/architecture.md`.
 
 #![deny(clippy::print_stderr)]
 

@@ -1,7 +1,19 @@
 //! The host's side of lazyroot: the store, the object server, virtual machines and the command line.
 //!
-//! Arrows run one way: `cli -> vm -> serve -> store`; all may use `complain`, `durable`, `home`, `human` and `text`. `settings`
-//! is what `cli` reads.
+//! Each folder is a room. A room uses those to its right, never one to its left:
+//!
+//! `cli` -> `vm` -> `serve` -> `store` -> `lazyroot_proto`
+//!
+//! | room | what it does |
+//! |---|---|
+//! | `cli` | parses a command line, calls the other rooms, prints |
+//! | `vm` | boots images in virtual machines, and reaches into running ones |
+//! | `serve` | answers guests and other lazyroots, and records what they read |
+//! | `store` | keeps images and objects, imports them, and fetches what is elsewhere |
+//!
+//! The files beside the rooms use no room: `human` prints amounts and times, `durable` renames, `text` makes foreign text
+//! printable, `home` knows lazyroot's folders. The way of a READ and of a launch, threads and locks are in
+//! `docs/src/explanation/architecture.md`.
 
 #![deny(clippy::print_stderr)]
 
