@@ -34,8 +34,10 @@ pub fn kill_meanwhile(far: &Lazyroot, work: impl FnOnce()) -> u32 {
             // Work must go on in between, however long a far end takes to start on a busy machine.
             while finished.recv_timeout(Duration::from_millis(400 + 50 * u64::from(kills))).is_err() {
                 for pid in far_ends(far) {
-                    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
-                    kills += 1;
+                    // It may have ended on its own since it was found.
+                    if kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).is_ok() {
+                        kills += 1;
+                    }
                 }
             }
             kills

@@ -118,10 +118,20 @@ fn version(text: &str) -> Option<Version> {
     })
 }
 
+/// Makes a program of a shell script. A process of its own writes the file: a child that another test forks meanwhile
+/// would inherit our descriptor, and the kernel executes no file that is open for writing (`ETXTBSY`).
+#[cfg(test)]
+pub fn write_script(path: &Path, script: &str) {
+    use std::io::Write;
+
+    let mut command = Command::new("install");
+    let mut install = command.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped()).spawn().unwrap();
+    write!(install.stdin.take().unwrap(), "#!/bin/sh\n{script}\n").unwrap();
+    assert!(install.wait().unwrap().success());
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -146,8 +156,7 @@ mod tests {
             upgrade: "brew upgrade vfkit",
         };
         let says = |text: &str| {
-            std::fs::write(&program, format!("#!/bin/sh\necho '{text}'\n")).unwrap();
-            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+            write_script(&program, &format!("echo '{text}'"));
             needs.check_version(&program)
         };
         let error = says("vfkit version: v0.5.1").unwrap_err().to_string();

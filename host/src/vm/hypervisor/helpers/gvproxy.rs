@@ -88,16 +88,14 @@ impl Gvproxy {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+    use crate::vm::programs::write_script;
 
     /// A program that does this with the socket's path in `$path`, told from arguments as gvproxy's are.
     fn program(dir: &Path, script: &str) -> PathBuf {
         let program = dir.join("gvproxy");
         let path = r#"[ "$1" = -listen-vfkit ] && path=${2#unixgram://}"#;
-        std::fs::write(&program, format!("#!/bin/sh\n{path}\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&program, &format!("{path}\n{script}"));
         program
     }
 
