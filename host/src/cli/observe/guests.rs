@@ -16,7 +16,7 @@ pub struct Subject {
     pub kind: Kind,
     /// The VM's name, the mount's folder, or `serve-PID/SESSION`.
     pub name: String,
-    /// The image's name, if it was queries for by one and somebody knows.
+    /// The image's name, if somebody asked for the image by a name and it is known.
     pub image_name: Option<String>,
     /// What is known of it; nothing before it has connected.
     pub stats: SessionStats,

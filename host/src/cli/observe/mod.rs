@@ -4,7 +4,9 @@
 //! in `crate::serve`, and traces and profiles in `crate::store`; nothing is counted here. The state of VMs is shown by
 //! the verbs of `vm`, and the figures of a store by `store`.
 
+mod figures;
 pub mod guests;
 pub mod profile;
 pub mod stats;
+pub mod top;
 pub mod trace;

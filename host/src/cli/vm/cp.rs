@@ -1,4 +1,4 @@
-//! `lazyroot cp`, `port` and `top`: files, ports and processes of a running VM.
+//! `lazyroot cp`: files and folders into a running VM, or out of it.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,12 +8,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 
 use crate::cli::context::{Context, runtime};
-use crate::cli::output::print;
-use crate::cli::vm::exec::find_running;
-use crate::human::columns;
-use crate::text::printable;
+use crate::cli::vm::find::find_running;
 use crate::vm::guest::copy;
-use crate::vm::instance::Vms;
 
 /// Copy files and folders into a running VM, or out of it
 ///
@@ -25,13 +21,6 @@ pub struct CpArgs {
     source: OsString,
     /// Where to
     target: OsString,
-}
-
-/// Show which ports of this machine lead into a VM
-#[derive(clap::Args)]
-pub struct PortArgs {
-    /// Name or id of the VM
-    vm: String,
 }
 
 /// One side of a copy.
@@ -78,22 +67,4 @@ pub fn cp(args: &CpArgs, context: &Context) -> Result<ExitCode> {
     };
     copied.with_context(|| format!("VM '{name}'"))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Shows ports.
-pub fn port(args: &PortArgs, context: &Context) -> Result<ExitCode> {
-    let vm = Vms::open(&context.home)?.find(&args.vm)?;
-    print(&vm.record.ports.iter().map(|map| format!("{map}\n")).collect::<String>())
-}
-
-/// Shows processes.
-pub fn top(vm: &str, context: &Context) -> Result<ExitCode> {
-    let vm = find_running(context, vm)?;
-    let text = runtime()?.block_on(copy::processes(&vm.dir)).with_context(|| format!("VM '{}'", vm.record.name))?;
-    let mut rows = vec![["PID", "PPID", "UID", "STATE", "KIB", "SECONDS", "COMMAND"].map(str::to_owned)];
-    for line in text.lines() {
-        let fields: Vec<String> = line.splitn(7, '\t').map(printable).collect();
-        rows.push(fields.try_into().ok().context("the guest broke the protocol")?);
-    }
-    print(&columns(&rows))
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cli::context::{Context, runtime};
 use crate::cli::output::print;
-use crate::cli::vm::ps;
+use crate::cli::vm::timings;
 use crate::vm::hypervisor::console;
 use crate::vm::instance::control;
 use crate::vm::instance::{State, Vms};
@@ -49,7 +49,7 @@ pub fn run(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
             State::Stopped => anyhow::bail!("VM '{}' was not started since the host was", vm.record.name),
             State::Lost => anyhow::bail!("nobody knows: the lazyroot of VM '{}' was killed", vm.record.name),
         };
-        return print(&ps::timings(&timings));
+        return print(&timings::lines(&timings));
     }
     let name = match (args.agent, args.console || vm.record.command.is_empty()) {
         (true, _) => OWN_LOG,

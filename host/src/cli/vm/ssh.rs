@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cli::context::{Context, runtime};
 use crate::cli::output::print;
-use crate::cli::vm::exec::find_running;
+use crate::cli::vm::find::find_running;
 use crate::vm::guest::ssh::{self, Keys};
 
 /// Log in to a running VM with OpenSSH, over no network, with a key of the VM's own
