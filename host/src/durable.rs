@@ -31,6 +31,7 @@ pub(crate) fn rename_durably(from: &Path, to: &Path, failure: impl FnOnce() -> S
 ///
 /// # Errors
 /// As [`std::fs::rename`].
+#[expect(clippy::disallowed_methods, reason = "the one place that is meant to")]
 pub(crate) fn rename_unsynced(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
     fs::rename(from, to)
 }
