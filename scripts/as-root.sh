@@ -8,6 +8,7 @@ command -v sudo >/dev/null || {
 }
 for name in $(env | sed -nE 's/^((LAZYROOT|CARGO|NEXTEST|RUST)_[A-Z0-9_]*)=.*/\1/p'); do
     eval "value=\$$name"
+    # shellcheck disable=SC2154 # eval sets it
     set -- "$name=$value" "$@"
 done
 exec sudo env "$@"

@@ -11,6 +11,6 @@ export LAZYROOT_HOME="$target/bench/home"
 
 # The init of other systems' guests: as guest-init, and beside it, one static binary.
 RUSTFLAGS="${RUSTFLAGS-} -C target-feature=+crt-static" cargo build --profile guest --locked \
-    -p lazyroot-peer-init --target "$triple" --target-dir "$target/guest"
+    -p lazyroot-peer-init --target "$machine-unknown-linux-gnu" --target-dir "$target/guest"
 cargo build --release --locked -p lazyroot-tests --bins
 exec sh scripts/as-root.sh "$target/release/bench" "$target/bench" "$@"

@@ -23,8 +23,8 @@ demo=$target/demo
 # shellcheck disable=SC2034
 demo_arm64=$target/demo-arm64
 tools=$target/tools
+# shellcheck disable=SC2034
 machine=$(uname -m | sed 's/^arm64$/aarch64/') # as Rust names it; macOS says arm64
-triple=$machine-unknown-linux-gnu
 
 # Whether rustup's toolchain can build for a target.
 has_target() { # TRIPLE
