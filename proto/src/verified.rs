@@ -177,7 +177,9 @@ impl LeafHasher {
     /// # Errors
     /// If it is another object.
     pub fn verify(self, id: &ObjectId) -> Result<Verified, Mismatch> {
-        let (found, leaves) = self.finish();
+        let (found, mut leaves) = self.finish();
+        // Whoever keeps them counts their length, and they have grown piece by piece.
+        leaves.shrink_to_fit();
         Unverified::from(leaves).verified_if(found == *id, Some(found))
     }
 }
