@@ -43,7 +43,7 @@ pub struct Launch {
     pub kernel: Option<String>,
     /// Virtual CPUs.
     pub cpus: u32,
-    /// BootHistory in MiB.
+    /// Memory in MiB.
     pub memory_mib: u32,
     /// The VM's name; made up if `None`.
     pub name: Option<String>,

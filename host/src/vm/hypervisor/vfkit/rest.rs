@@ -46,7 +46,7 @@ pub enum State {
     Changing,
 }
 
-/// What a machine is request to do.
+/// What a machine can be asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Change {
     /// Halt.
@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers the first request with these bytes; returns what was request.
+    /// Answers the first request with these bytes; returns that request.
     async fn served(reply: Vec<u8>, ask: impl AsyncFnOnce(Rest)) -> String {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
