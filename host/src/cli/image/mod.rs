@@ -20,7 +20,7 @@ use crate::cli::context::Context;
 use crate::cli::output::{Format, print};
 use crate::cli::upstreams::UpstreamArgs;
 use crate::complain::complain;
-use crate::store::{Progress, Rehash, Removed, Source, Store};
+use crate::store::{Progress, Rehash, Removal, Source, Store};
 
 /// What to do with images.
 #[derive(clap::Subcommand)]
@@ -116,10 +116,10 @@ fn remove(store: &Store, names: &[String]) -> Result<ExitCode> {
     let mut text = String::new();
     for name in names {
         match store.remove(name) {
-            Ok(Removed::Untagged { remaining }) => {
+            Ok(Removal::Untagged { remaining }) => {
                 text += &format!("untagged {name}; still {}\n", remaining.join(", "))
             }
-            Ok(Removed::Image) => {
+            Ok(Removal::Image) => {
                 freed = true;
                 text += &format!("removed {name}\n");
             }

@@ -27,22 +27,22 @@ use crate::store::Store;
 #[derive(clap::Subcommand)]
 pub enum StoreCommand {
     /// List files of an image, as ls -l does
-    Ls(Sourced<list::LsArgs>),
+    Ls(WithUpstreams<list::LsArgs>),
     /// Write files of an image to standard output
-    Cat(Sourced<copy::CatArgs>),
+    Cat(WithUpstreams<copy::CatArgs>),
     /// Show all that is known of files of an image, and which images share their content
-    Stat(Sourced<stat::StatArgs>),
+    Stat(WithUpstreams<stat::StatArgs>),
     /// Show a folder of an image as a tree
-    Tree(Sourced<list::TreeArgs>),
+    Tree(WithUpstreams<list::TreeArgs>),
     /// Find files of an image
-    Find(Box<Sourced<find::FindArgs>>),
+    Find(Box<WithUpstreams<find::FindArgs>>),
     /// How much an image's folders take, and how much of it other images have too
-    Du(Sourced<du::DuArgs>),
+    Du(WithUpstreams<du::DuArgs>),
     /// Copy files out of an image
-    Cp(Sourced<copy::CpArgs>),
+    Cp(WithUpstreams<copy::CpArgs>),
     Push(push::PushArgs),
     /// Read every object and check it against its digest
-    Verify(Sourced<verify::VerifyArgs>),
+    Verify(WithUpstreams<verify::VerifyArgs>),
     /// Add up what is in the store
     Stats(stats::StatsArgs),
     /// Remove what no named or used image needs
@@ -51,14 +51,14 @@ pub enum StoreCommand {
 
 /// A command's arguments, and where images come from that the store does not have.
 #[derive(clap::Args)]
-pub struct Sourced<T: clap::Args> {
+pub struct WithUpstreams<T: clap::Args> {
     #[command(flatten)]
     args: T,
     #[command(flatten)]
     source: UpstreamArgs,
 }
 
-impl<T: clap::Args> Sourced<T> {
+impl<T: clap::Args> WithUpstreams<T> {
     fn run(&self, context: &Context, command: fn(&T, &Store) -> Result<ExitCode>) -> Result<ExitCode> {
         command(&self.args, &self.source.open(context)?)
     }

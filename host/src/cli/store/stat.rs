@@ -25,7 +25,7 @@ pub struct StatArgs {
 
 /// A file and more of it than a list has.
 #[derive(Serialize)]
-struct Described {
+struct FileDescription {
     #[serde(flatten)]
     file: FileRecord,
     inode: u64,
@@ -36,7 +36,7 @@ struct Described {
 }
 
 pub(super) fn stat(args: &StatArgs, store: &Store) -> Result<ExitCode> {
-    let mut described = Vec::new();
+    let mut descriptions = Vec::new();
     let mut texts = Vec::new();
     for place in &args.places {
         let (image, tree) = place.open(store)?;
@@ -48,29 +48,29 @@ pub(super) fn stat(args: &StatArgs, store: &Store) -> Result<ExitCode> {
         };
         let attributes = tree.attributes(&entry)?;
         let hex = |value: &[u8]| value.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let described_now = Described {
+        let description = FileDescription {
             file: FileRecord::new(&tree, &entry)?,
             inode: entry.inode(),
             attributes: attributes.iter().map(|(name, value)| (printable_name(name), hex(value))).collect(),
             shared_with,
         };
         let time = timestamp(&entry).map_or_else(|| "?".into(), |time| time.format("%Y-%m-%d %H:%M:%S.%f").to_string());
-        texts.push(text(&described_now, &mode_text(&entry), &time, &attributes));
-        described.push(described_now);
+        texts.push(text(&description, &mode_text(&entry), &time, &attributes));
+        descriptions.push(description);
     }
     output(|out| match args.format {
-        Format::Json => json_array(out, described.into_iter().map(Ok)),
+        Format::Json => json_array(out, descriptions.into_iter().map(Ok)),
         Format::Table => Ok(out.write_all(texts.join("\n").as_bytes())?),
     })
 }
 
 fn text(
-    described: &Described,
+    description: &FileDescription,
     mode: &str,
     time: &str,
     attributes: &std::collections::BTreeMap<Vec<u8>, Vec<u8>>,
 ) -> String {
-    let file = &described.file;
+    let file = &description.file;
     let mut lines = vec![
         ("path", printable_name(&file.path)),
         ("type", file.kind.to_owned()),
@@ -79,7 +79,7 @@ fn text(
         ("owner", format!("{}:{}", file.uid, file.gid)),
         ("links", file.links.to_string()),
         ("modified", time.to_owned()),
-        ("inode", described.inode.to_string()),
+        ("inode", description.inode.to_string()),
     ];
     let optional = [("target", &file.target), ("device", &file.device), ("object", &file.object)];
     lines.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))));
@@ -87,8 +87,11 @@ fn text(
         lines.push(("object", "none: its content is in the manifest".into()));
     }
     if file.object.is_some() {
-        let others =
-            if described.shared_with.is_empty() { "no other image".into() } else { described.shared_with.join(", ") };
+        let others = if description.shared_with.is_empty() {
+            "no other image".into()
+        } else {
+            description.shared_with.join(", ")
+        };
         lines.push(("shared with", others));
     }
     let mut text: String = lines.into_iter().map(|(name, value)| format!("{name:12}{value}\n")).collect();

@@ -29,23 +29,23 @@ pub struct VerifyArgs {
 
 pub(super) fn verify(args: &VerifyArgs, store: &Store) -> Result<ExitCode> {
     let progress = Progress::stderr();
-    let mut verified = store.verify(args.image.as_deref(), &progress)?;
-    if args.repair && !verified.damaged.is_empty() {
-        store.repair(&mut verified, &progress)?;
+    let mut verification = store.verify(args.image.as_deref(), &progress)?;
+    if args.repair && !verification.damaged.is_empty() {
+        store.repair(&mut verification, &progress)?;
     }
     output(|out| {
         if args.format == Format::Json {
-            serde_json::to_writer_pretty(&mut *out, &verified).map_err(std::io::Error::from)?;
+            serde_json::to_writer_pretty(&mut *out, &verification).map_err(std::io::Error::from)?;
             return Ok(out.write_all(b"\n")?);
         }
-        verified.damaged.iter().try_for_each(|damage| print(out, damage))?;
-        writeln!(out, "{} objects, {}", verified.objects, size(verified.bytes))?;
+        verification.damaged.iter().try_for_each(|damage| print(out, damage))?;
+        writeln!(out, "{} objects, {}", verification.objects, size(verification.bytes))?;
         Ok(())
     })?;
-    for why in &verified.not_repaired {
+    for why in &verification.not_repaired {
         complain(why);
     }
-    let left = verified.damaged.iter().filter(|damage| !damage.repaired).count();
+    let left = verification.damaged.iter().filter(|damage| !damage.repaired).count();
     if left > 0 {
         let hint = if args.repair { "" } else { "; 'lazyroot store verify --repair' fetches them again" };
         bail!("{left} objects are damaged{hint}");

@@ -23,7 +23,7 @@ use crate::store::write::request::CollectionLock;
 
 /// What was removed, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Collected {
+pub struct CollectionReport {
     /// Ids of images that nothing names or uses.
     pub images: Vec<String>,
     /// Objects that no image needs, manifests among them.
@@ -53,7 +53,7 @@ impl Store {
     /// # Errors
     /// If the store cannot be read or written, or it cannot be told what a named image needs, since its manifest is
     /// damaged; nothing is removed then.
-    pub fn collect(&self, how: Collect) -> Result<Collected> {
+    pub fn collect(&self, how: Collect) -> Result<CollectionReport> {
         let lock = match how {
             Collect::Really => CollectionLock::Exclusive,
             Collect::DryRun => CollectionLock::Shared,
@@ -65,7 +65,7 @@ impl Store {
 struct Collection<'a> {
     store: &'a Store,
     how: Collect,
-    collected: Collected,
+    collected: CollectionReport,
     /// Objects that stay: at first those that named OCI streams lead to.
     live: HashSet<ObjectId>,
     /// Images that stay.
@@ -75,7 +75,7 @@ struct Collection<'a> {
 impl<'a> Collection<'a> {
     /// Finds out what stays.
     fn new(store: &'a Store, how: Collect, live: HashSet<ObjectId>) -> Result<Self> {
-        let mut this = Self { store, how, collected: Collected::default(), live, images: HashSet::new() };
+        let mut this = Self { store, how, collected: CollectionReport::default(), live, images: HashSet::new() };
         for (name, id) in store.names()? {
             match fs::symlink_metadata(store.manifest(&id)) {
                 Ok(_) => this.keep(&id)?,
@@ -98,7 +98,7 @@ impl<'a> Collection<'a> {
         Ok(())
     }
 
-    fn run(mut self) -> Result<Collected> {
+    fn run(mut self) -> Result<CollectionReport> {
         self.keep_used()?;
         let garbage: Vec<ObjectId> = self.store.ids()?.into_iter().filter(|id| !self.images.contains(id)).collect();
         let mut links = Vec::new();

@@ -9,7 +9,7 @@ use crate::store::write::composefs;
 
 /// What became of an image that was removed by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Removed {
+pub enum Removal {
     /// The image has other names and stays.
     Untagged {
         /// Those names.
@@ -25,7 +25,7 @@ impl Store {
     ///
     /// # Errors
     /// If there is no such image, it is in use and would lose its last name, or the repository cannot be written.
-    pub fn remove(&self, text: &str) -> Result<Removed> {
+    pub fn remove(&self, text: &str) -> Result<Removal> {
         let (id, names) = if let Some((name, id)) = self.find_name(text)? {
             (id, vec![name])
         } else if let Some(id) = self.find_digest(text)? {
@@ -49,8 +49,8 @@ impl Store {
             for folder in index::FOLDERS {
                 self.files.remove(&format!("{folder}/{}", id.to_hex()))?;
             }
-            return Ok(Removed::Image);
+            return Ok(Removal::Image);
         }
-        Ok(Removed::Untagged { remaining })
+        Ok(Removal::Untagged { remaining })
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use anyhow::{Context, Result, anyhow};
 use lazyroot_proto::ObjectId;
 
-use super::verify::{Verified, objects_needed};
+use super::verify::{Verification, objects_needed};
 use crate::durable::rename_unsynced;
 use crate::store::image::remote_images::RemoteImages;
 use crate::store::objects::check::check_object;
@@ -27,10 +27,10 @@ impl Store {
     ///
     /// # Errors
     /// If the store cannot be written. That an object could not be mended is no error, and noted.
-    pub fn repair(&self, verified: &mut Verified, progress: &Progress) -> Result<()> {
+    pub fn repair(&self, verification: &mut Verification, progress: &Progress) -> Result<()> {
         self.ensure_changeable()?;
         let damaged: HashSet<ObjectId> =
-            verified.damaged.iter().filter_map(|damage| damage.object.parse().ok()).collect();
+            verification.damaged.iter().filter_map(|damage| damage.object.parse().ok()).collect();
         let _lock = self.lock()?;
         let mut left = damaged.clone();
         let mut not_fetched = Vec::new();
@@ -45,7 +45,7 @@ impl Store {
                 continue;
             }
             if let Err(error) = repair_image(self, &id, &needed, progress) {
-                verified.not_repaired.push(format!("{error:#}"));
+                verification.not_repaired.push(format!("{error:#}"));
             }
             for object in needed {
                 if check_object(&self.objects, &object, None).is_ok() {
@@ -54,8 +54,8 @@ impl Store {
             }
         }
         let still = not_fetched.into_iter().filter(|(id, _)| left.contains(id));
-        verified.not_repaired.extend(still.map(|(_, why)| why));
-        for damage in &mut verified.damaged {
+        verification.not_repaired.extend(still.map(|(_, why)| why));
+        for damage in &mut verification.damaged {
             damage.repaired = damage.object.parse().is_ok_and(|id: ObjectId| !left.contains(&id));
         }
         Ok(())

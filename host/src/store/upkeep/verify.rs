@@ -28,7 +28,7 @@ pub struct Damage {
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Verified {
+pub struct Verification {
     /// Objects that were read.
     pub objects: u64,
     /// Bytes that were read.
@@ -44,7 +44,7 @@ impl Store {
     ///
     /// # Errors
     /// If the store cannot be read, or there is no such image. What is damaged is no error.
-    pub fn verify(&self, image: Option<&str>, progress: &Progress) -> Result<Verified> {
+    pub fn verify(&self, image: Option<&str>, progress: &Progress) -> Result<Verification> {
         let images = match image {
             Some(text) => vec![self.find_id(text)?],
             None => self.ids()?,
@@ -71,7 +71,7 @@ impl Store {
             files: files.get(&id).cloned().unwrap_or_default(),
             repaired: false,
         });
-        Ok(Verified { objects: objects.len() as u64, bytes, damaged: damaged.collect(), not_repaired: vec![] })
+        Ok(Verification { objects: objects.len() as u64, bytes, damaged: damaged.collect(), not_repaired: vec![] })
     }
 
     /// By object and image, the files that have these objects as content.

@@ -78,7 +78,7 @@ impl fmt::Display for Accelerator {
 }
 
 /// Whether KVM works, by what was probed: kernel, QEMU and the host's kernel.
-type Probed = BTreeMap<String, bool>;
+type ProbeResults = BTreeMap<String, bool>;
 
 /// The accelerator for `kernel` on this machine: the one asked for, else KVM where it works.
 ///
@@ -149,13 +149,13 @@ pub fn trials(home: &Home, program: &Path) -> Trials {
     here(program).map(|here| count(&remembered, &here)).unwrap_or_default()
 }
 
-fn count(probed: &Probed, here: &str) -> Trials {
+fn count(probed: &ProbeResults, here: &str) -> Trials {
     let answers = || probed.iter().filter(|(key, _)| key.ends_with(here)).map(|(_, works)| *works);
     Trials { succeeded: answers().filter(|works| *works).count(), failed: answers().filter(|works| !works).count() }
 }
 
 /// What is remembered; nothing if the file is damaged or not there.
-fn recall(file: &Path) -> Probed {
+fn recall(file: &Path) -> ProbeResults {
     fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
@@ -231,15 +231,15 @@ mod tests {
         let file = dir.path().join("accelerator.json");
         remember(&file, "a".into(), true).unwrap();
         remember(&file, "b".into(), false).unwrap();
-        assert_eq!(recall(&file), Probed::from([("a".into(), true), ("b".into(), false)]));
+        assert_eq!(recall(&file), ProbeResults::from([("a".into(), true), ("b".into(), false)]));
         fs::write(&file, "{").unwrap();
-        assert_eq!(recall(&file), Probed::new());
+        assert_eq!(recall(&file), ProbeResults::new());
     }
 
     #[test]
     fn trial_boots_on_another_kernel_or_qemu_do_not_count() {
         let key = |kernel: &str, here: &str| format!("kernel {kernel} {here}");
-        let probed = Probed::from([
+        let probed = ProbeResults::from([
             (key("one", "on 6.12, /usr/bin/qemu 1"), true),
             (key("two", "on 6.12, /usr/bin/qemu 1"), false),
             (key("one", "on 6.1, /usr/bin/qemu 1"), false),
