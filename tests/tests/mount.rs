@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lazyroot_proto::{Algorithm, verity};
+use lazyroot_tests::inputs::need_root;
 use lazyroot_tests::lazyroot::Lazyroot;
 use lazyroot_tests::{fuse_uring, rootfs, tree};
 
@@ -72,6 +73,7 @@ fn data_layer_of(process: &Path) -> PathBuf {
 /// As everywhere in this file, but over io_uring where the kernel has that (Linux 6.14); where it has not, that is noticed.
 #[test]
 fn over_io_uring_everything_is_as_it_is_through_the_device() {
+    need_root();
     let switch = fuse_uring::Switch::turn(true);
     if let Err(error) = &switch {
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
@@ -238,6 +240,7 @@ fn a_truncated_or_missing_object_is_an_error_and_not_zeros() {
 
 #[test]
 fn a_manifest_or_index_that_was_tampered_with_is_refused_at_mount() {
+    need_root();
     // The mount trusts the store's names for digests, so tamper where a server reads and mount from another home.
     for which in ["manifest", "index"] {
         let (honest, source) = (Lazyroot::default(), small_tree());
@@ -348,6 +351,7 @@ fn read_bytes(pid: u32) -> u64 {
 
 #[test]
 fn bad_input_gets_one_clear_error() {
+    need_root();
     let (lazyroot, source) = (Lazyroot::default(), small_tree());
     lazyroot.import(source.path(), "small");
     let dir = tempfile::tempdir().unwrap();

@@ -78,6 +78,7 @@ fn an_image_of_podmans_is_imported_and_served_by_the_far_end() {
 
 #[test]
 fn what_one_upstream_has_damaged_comes_from_the_next() {
+    need_root();
     let (bad, good, near, source) = (Lazyroot::default(), Lazyroot::default(), Lazyroot::default(), small_tree(50));
     for far in [&bad, &good] {
         far.import(source.path(), "few");
@@ -247,6 +248,7 @@ fn a_lazyroot_behind_a_lazyroot_behind_a_lazyroot() {
 
 #[test]
 fn an_error_in_the_configuration_says_the_line() {
+    need_root();
     let lazyroot = Lazyroot::default();
     lazyroot.configure("[cache]\nsize = \"5%\"\n\n[[upstream]]\nurl = \"build.example\"\n");
     let error = lazyroot.error(["mount", "x", "/"]);
