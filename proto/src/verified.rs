@@ -224,11 +224,13 @@ impl Verified {
     }
 }
 
-fn concat<'a>(parts: impl Iterator<Item = &'a Bytes>) -> Bytes {
-    match &parts.collect::<Vec<_>>()[..] {
-        [part] => (*part).clone(),
-        parts => parts.iter().map(|part| &***part).collect::<Vec<&[u8]>>().concat().into(),
+fn concat<'a>(mut parts: impl ExactSizeIterator<Item = &'a Bytes> + Clone) -> Bytes {
+    if parts.len() == 1 {
+        return parts.next().cloned().unwrap_or_default();
     }
+    let mut joined = Vec::with_capacity(parts.clone().map(Bytes::len).sum());
+    parts.for_each(|part| joined.extend_from_slice(part));
+    joined.into()
 }
 
 impl Deref for Verified {
