@@ -9,3 +9,5 @@ cargo clippy --release --workspace --all-targets --all-features --locked -- -D w
 if command -v shellcheck >/dev/null; then
     shellcheck -x scripts/*.sh .ci/run
 fi
+# The limits of prose (CONTRIBUTING.md, "Prose").
+sh scripts/prose.sh
