@@ -52,7 +52,8 @@ pub fn files(top: &Path) -> Vec<PathBuf> {
         for entry in entries.flatten() {
             let path = folder.join(entry.file_name());
             let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-            if entry.path().is_dir() && !is_hidden && !entry.path().join("CACHEDIR.TAG").exists() {
+            let is_built = entry.file_name() == "target" || entry.path().join("CACHEDIR.TAG").exists();
+            if entry.path().is_dir() && !is_hidden && !is_built {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 found.push(path);

@@ -89,10 +89,14 @@ impl Input {
     }
 }
 
-/// The target folder that this program was built in: cargo marks it.
+/// The target folder that this program was built in. Cargo marks those that it makes; one that was there before has no
+/// mark, and lies above the profile's folder.
 fn target() -> Option<PathBuf> {
     let program = env::current_exe().ok()?;
-    program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).map(PathBuf::from)
+    let marked = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
+    let folder = program.parent()?;
+    let profile = if folder.ends_with("deps") { folder.parent()? } else { folder };
+    marked.or(profile.parent()).map(PathBuf::from)
 }
 
 /// Says how a test gets root, unless it has.
