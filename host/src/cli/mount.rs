@@ -114,8 +114,8 @@ fn serve_mount(args: &MountArgs, context: &Context, store: &Store, image: &Image
             let socket = private.path().join("s");
             let _guard = runtime.enter();
             let listener = Listener::bind(&Endpoint::Unix(socket.clone()))?;
-            let memory = BootHistory::new(store, &image.id, ProfileUse::Follow);
-            let served = ServedImage::open(image, store.source())?.with_history(memory);
+            let history = BootHistory::new(store, &image.id, ProfileUse::Follow);
+            let served = ServedImage::open(image, store.source())?.with_history(history);
             let server = Arc::new(Server::new(Catalog::of([served]), None, |_| ()));
             let reporter = Reporter::new(server.clone(), Kind::Mount, dir.to_string_lossy());
             runtime.spawn(reporter.serve(Reporter::listen(private.path())?));

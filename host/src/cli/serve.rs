@@ -62,8 +62,8 @@ pub fn run(args: &ServeArgs, context: &Context) -> Result<ExitCode> {
         let open = |name: &String| {
             let image = store.resolve(name)?;
             let pin = store.pin(&image, "a server")?;
-            let memory = BootHistory::new(&store, &image.id, ProfileUse::Follow);
-            Ok(ServedImage::open(&image, store.source())?.with_history(memory).pinned(pin))
+            let history = BootHistory::new(&store, &image.id, ProfileUse::Follow);
+            Ok(ServedImage::open(&image, store.source())?.with_history(history).pinned(pin))
         };
         Catalog::of(args.images.iter().map(open).collect::<Result<Vec<_>>>()?)
     };

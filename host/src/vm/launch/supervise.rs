@@ -96,7 +96,7 @@ impl Vm {
         home: &Home,
         store: &Store,
         launch: &Launch,
-        sitter: ConsoleUser,
+        console_user: ConsoleUser,
         launched: Instant,
     ) -> Result<Self> {
         let kernel = choose_kernel(home, store, &launch.image, launch.kernel.as_deref())?;
@@ -112,7 +112,7 @@ impl Vm {
         record.ports = ports.iter().map(|port| port.map.clone()).collect();
         let instance = Vms::open(home)?.create(record)?;
         let pin = store.pin(&launch.image, &format!("VM {}", instance.name()))?;
-        let (console, console_log) = match sitter {
+        let (console, console_log) = match console_user {
             ConsoleUser::Terminal => (Console::Stdio, None),
             ConsoleUser::Nobody => hypervisor.console_log(instance.dir()).map(|(console, log)| (console, Some(log)))?,
         };
@@ -140,9 +140,9 @@ impl Vm {
         let see_listener = Reporter::listen(instance.dir())?;
         let agent = Arc::new(GuestAgent::with_settings(&settings));
         let (image, source) = (launch.image.clone(), store.source());
-        let memory = BootHistory::new(store, &launch.image.id, launch.profile);
+        let history = BootHistory::new(store, &launch.image.id, launch.profile);
         let catalog = Catalog::on_demand(image.id, move || {
-            Ok(ServedImage::open(&image, source.clone())?.with_history(memory.clone()))
+            Ok(ServedImage::open(&image, source.clone())?.with_history(history.clone()))
         });
         let watch = Arc::<OnceLock<Arc<Watch>>>::default();
         let on_event = {
